@@ -1,0 +1,240 @@
+// Package journal keeps a set of records in memory and, once [Log.Open] named
+// one, in an append-only file that survives a crash at any instant.
+//
+// # Format
+//
+// A file, and the text that [Log.Text] makes and [Split] reads, is the line
+// "letsencrypt 1", then one record a line:
+//
+//	kind name crc32c fields... json
+//
+// The kind is of a-z; the name of printable ASCII without spaces; the checksum
+// is the CRC-32C of the line without its newline, the checksum and the space
+// behind it, in eight lower-case hex digits; a field is a number; the value is
+// any JSON on one line. A record replaces the earlier ones of the same kind and
+// name, and one that ends in null, without fields, deletes them. Nothing here
+// knows what a record means: kinds of later versions are kept word for word.
+//
+// # Promises
+//
+// What [Log.Sync] returned nil for is in the file, whatever crashes next: the
+// process, the machine, or another process that uses the same file. Records
+// reach the file in the order of their Puts. A torn last line is cut off; a
+// line damaged elsewhere is skipped and the file as it was kept aside; a file
+// of a later version, or one that isn't ours, is left alone. A file with more
+// dead bytes than living ones is rewritten beside itself and renamed.
+//
+// Any number of processes may share one file. Each learns what the others
+// wrote whenever it writes. A record deleted by another process comes back
+// only if the file was rewritten twice since this process last wrote: then
+// nothing tells a record that was deleted from one that was lost, and nothing
+// is to be lost.
+//
+// No goroutine runs here: work is done by those who wait for it.
+package journal
+
+import (
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// walkBatch is how many records are looked at in one piece under the mutex.
+const walkBatch = 1000
+
+// A Log is a set of records, at most one of each kind and name. The zero value
+// is empty and in memory only. A Log is safe for concurrent use and must not be
+// copied.
+//
+// Lock order: the compaction slot, the turn, the file's lock, mu. The first
+// three are held over I/O and waited for on channels or in system calls; none
+// of them is needed for Put, Get, All or Text.
+type Log struct {
+	closing atomic.Bool // tells a compaction under way to give up
+
+	mu      sync.Mutex          // guards the fields below; held for memory access only
+	live    map[string]Record   // by Key, which is a part of the record
+	bytes   int64               // of the live records, newlines included
+	seq     uint64              // counts the records ever put
+	durable uint64              // the records up to this number need no Sync
+	queue   []Record            // put, not yet known to be in the file
+	pending map[string]struct{} // the keys of queue
+	views   map[*view]struct{}  // those who walk live at the moment
+	file    *file               // nil: memory only; what it points to belongs to the turn
+	flight  *flight             // the turn taken, or nil
+	compact chan struct{}       // the compaction slot taken, or nil; closed when free again
+	refused int64               // the size of the file when a compaction last failed
+}
+
+// Put adds records, each replacing those of its kind and name, and returns the
+// number to Sync. They are seen together or not at all. Put never waits for
+// I/O.
+func (l *Log) Put(rs ...Record) (seq uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range rs {
+		l.setLocked(r)
+		if l.file != nil {
+			l.queue = append(l.queue, r)
+			l.pendLocked(r)
+		}
+	}
+	l.seq += uint64(len(rs))
+	return l.seq
+}
+
+// Adopt adds records that stand in the file already. It is for [Options.Apply]
+// to call. A record whose key was put since, but not yet written, is passed
+// over: the one put will follow it in the file.
+func (l *Log) Adopt(rs ...Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range rs {
+		if _, ok := l.pending[r.Key()]; !ok {
+			l.setLocked(r)
+		}
+	}
+}
+
+func (l *Log) setLocked(r Record) {
+	key := r.Key()
+	if old, ok := l.live[key]; ok {
+		l.bytes -= int64(len(old)) + 1
+	}
+	if r.Deleted() {
+		delete(l.live, key)
+	} else {
+		if l.live == nil {
+			l.live = make(map[string]Record)
+		}
+		l.live[key] = r
+		l.bytes += int64(len(r)) + 1
+	}
+	for v := range l.views {
+		v.changed = append(v.changed, r)
+	}
+}
+
+func (l *Log) pendLocked(r Record) {
+	if l.pending == nil {
+		l.pending = make(map[string]struct{})
+	}
+	l.pending[r.Key()] = struct{}{}
+}
+
+// Get returns the record of the given kind and name.
+func (l *Log) Get(kind, name string) (Record, bool) {
+	var buf [256]byte // keeps the key of all but the longest URLs off the heap
+	key := append(append(append(buf[:0], kind...), ' '), name...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.live[string(key)]
+	return r, ok
+}
+
+// All returns the records in no particular order. A record that is there all
+// the while comes once; one put or deleted meanwhile may or may not come. No
+// lock is held while the loop's body runs, which may use l.
+func (l *Log) All() iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		for batch := range l.batches() {
+			for _, r := range batch {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// batches returns the live records in pieces, valid for one step each. The
+// mutex is released in the midst of ranging over the map: Go allows for
+// changes in between, and only in between do others get at it.
+func (l *Log) batches() iter.Seq[[]Record] {
+	return func(yield func([]Record) bool) {
+		batch := make([]Record, 0, walkBatch)
+		l.mu.Lock()
+		for _, r := range l.live {
+			if batch = append(batch, r); len(batch) < walkBatch {
+				continue
+			}
+			l.mu.Unlock()
+			if !yield(batch) {
+				return
+			}
+			batch = batch[:0]
+			l.mu.Lock()
+		}
+		l.mu.Unlock()
+		yield(batch)
+	}
+}
+
+// A view collects what changes while its owner walks the records. The walk,
+// and then the changes, are together the state at the moment the view ends.
+type view struct {
+	changed []Record
+}
+
+func (l *Log) startView() *view {
+	v := new(view)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.views == nil {
+		l.views = make(map[*view]struct{})
+	}
+	l.views[v] = struct{}{}
+	return v
+}
+
+func (l *Log) endView(v *view) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.views, v)
+}
+
+// Text returns the header and all records as they were at one moment, sorted
+// by kind and name.
+func (l *Log) Text() string {
+	rs := l.snapshot()
+	// The order of the lines is the order of their keys: a key ends in a
+	// space, which is less than what a longer one goes on with.
+	slices.Sort(rs)
+	size := len(header)
+	for _, r := range rs {
+		size += len(r) + 1
+	}
+	var b strings.Builder
+	b.Grow(size)
+	b.WriteString(header)
+	for _, r := range rs {
+		b.WriteString(string(r))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func (l *Log) snapshot() []Record {
+	v := l.startView()
+	var rs []Record
+	for batch := range l.batches() {
+		rs = append(rs, batch...)
+	}
+	l.endView(v)
+	if len(v.changed) == 0 {
+		return rs
+	}
+	changed := index(v.changed)
+	rs = slices.DeleteFunc(rs, func(r Record) bool {
+		_, ok := changed[r.Key()]
+		return ok
+	})
+	for _, r := range changed {
+		if !r.Deleted() {
+			rs = append(rs, r)
+		}
+	}
+	return rs
+}

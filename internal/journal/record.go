@@ -1,0 +1,249 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"strconv"
+	"strings"
+	"unsafe"
+)
+
+// header is the first line of every file and every blob.
+const header = "letsencrypt 1\n"
+
+var (
+	// ErrVersion is returned, wrapped with the version found, for a file or
+	// a blob that a later version of this package wrote.
+	ErrVersion = errors.New("unknown format version")
+
+	// ErrFormat is returned for what does not begin with our header at all.
+	ErrFormat = errors.New("not in the letsencrypt format")
+)
+
+var (
+	errSyntax   = errors.New("malformed record")
+	errChecksum = errors.New("record with a wrong checksum")
+)
+
+// A Record is one checked line, without its newline:
+//
+//	kind name crc32c fields... json
+//
+// Records come from [Format], [Delete], [Parse] and [Split] only.
+type Record string
+
+// Format returns the record of the given kind and name. It panics if kind is
+// not of a-z, name is not of printable ASCII without spaces, or value is not
+// one JSON value: our own code makes all three.
+func Format(kind, name string, fields []int64, value []byte) Record {
+	if !validKind(kind) || !validName(name) {
+		panic(fmt.Sprintf("letsencrypt: internal error: bad record key %q %q", kind, name))
+	}
+	const crcSize = len("00000000 ")
+	var b bytes.Buffer
+	b.Grow(len(kind) + len(name) + 2 + crcSize + 21*len(fields) + len(value))
+	b.WriteString(kind + " " + name + " ")
+	at := b.Len()
+	b.WriteString("00000000 ")
+	for _, f := range fields {
+		b.Write(append(strconv.AppendInt(b.AvailableBuffer(), f, 10), ' '))
+	}
+	// Compact is what makes any JSON value fit into one line.
+	if err := json.Compact(&b, value); err != nil {
+		// The value may hold a private key: the message must not.
+		panic(fmt.Sprintf("letsencrypt: internal error: record %q %q: value is not JSON", kind, name))
+	}
+	line := b.Bytes()
+	crc := crc32.Update(crc32.Checksum(line[:at], castagnoli), castagnoli, line[at+crcSize:])
+	copy(line[at:], fmt.Sprintf("%08x", crc))
+	return Record(line)
+}
+
+// Delete returns the record that deletes the one of the given kind and name.
+func Delete(kind, name string) Record {
+	return Format(kind, name, nil, []byte("null"))
+}
+
+// Parse checks one line, without its newline. It looks at the syntax around
+// the JSON value and at the checksum, not at the value itself, so that a
+// million lines are soon read. The record returned is line itself.
+func Parse(line string) (Record, error) {
+	kind, rest, ok1 := strings.Cut(line, " ")
+	name, rest, ok2 := strings.Cut(rest, " ")
+	sum, rest, ok3 := strings.Cut(rest, " ")
+	if !ok1 || !ok2 || !ok3 || !validKind(kind) || !validName(name) {
+		return "", errSyntax
+	}
+	if value := skipFields(rest); value == "" || strings.IndexByte(value, '\n') >= 0 {
+		return "", errSyntax
+	}
+	want, ok := parseHex(sum)
+	if !ok {
+		return "", errSyntax
+	}
+	head := line[:len(kind)+1+len(name)+1]
+	if crc32.Update(crc32.Checksum(bytesOf(head), castagnoli), castagnoli, bytesOf(rest)) != want {
+		return "", errChecksum
+	}
+	return Record(line), nil
+}
+
+// Key returns "kind name", by which later records replace earlier ones.
+func (r Record) Key() string {
+	kind := strings.IndexByte(string(r), ' ') + 1
+	return string(r[:kind+strings.IndexByte(string(r[kind:]), ' ')])
+}
+
+// Kind returns the record's kind.
+func (r Record) Kind() string {
+	kind, _, _ := strings.Cut(string(r), " ")
+	return kind
+}
+
+// Name returns the record's name.
+func (r Record) Name() string {
+	_, name, _ := strings.Cut(r.Key(), " ")
+	return name
+}
+
+// Field returns the i'th of the numbers before the JSON value, and whether
+// there is one.
+func (r Record) Field(i int) (int64, bool) {
+	rest := r.rest()
+	value := skipFields(rest)
+	for field := range strings.FieldsSeq(rest[:len(rest)-len(value)]) {
+		if i == 0 {
+			n, err := strconv.ParseInt(field, 10, 64)
+			return n, err == nil
+		}
+		i--
+	}
+	return 0, false
+}
+
+// JSON returns the record's value.
+func (r Record) JSON() string { return skipFields(r.rest()) }
+
+// Deleted reports whether r deletes the records of its kind and name.
+func (r Record) Deleted() bool { return r.rest() == "null" }
+
+// rest returns what stands behind the checksum.
+func (r Record) rest() string { return string(r[len(r.Key())+len(" 00000000 "):]) }
+
+// Split returns the records of a blob that [Log.Text] made, in its order, and
+// how many lines were damaged. It refuses one of another version
+// ([ErrVersion]) or origin ([ErrFormat]) whole. The last line needs no
+// newline: blobs travel through programs that trim them. The records do not
+// share memory with text.
+func Split(text string) (records []Record, damaged int, err error) {
+	if err := checkHeader(text); err != nil {
+		return nil, 0, err
+	}
+	_, text, _ = strings.Cut(text, "\n")
+	records = make([]Record, 0, strings.Count(text, "\n")+1)
+	for line := range strings.SplitSeq(text, "\n") {
+		if line == "" {
+			continue
+		}
+		r, err := Parse(line)
+		if err != nil {
+			damaged++
+			continue
+		}
+		records = append(records, Record(strings.Clone(string(r))))
+	}
+	return records, damaged, nil
+}
+
+// checkHeader returns nil if text begins with our header, else ErrVersion or
+// ErrFormat. A header is complete without its newline if nothing follows.
+func checkHeader(text string) error {
+	line, _, _ := strings.Cut(text, "\n")
+	if line+"\n" == header {
+		return nil
+	}
+	version, ok := strings.CutPrefix(line, "letsencrypt ")
+	if !ok || version == "" || strings.Trim(version, "0123456789") != "" {
+		return ErrFormat
+	}
+	return fmt.Errorf("%w: %s", ErrVersion, version)
+}
+
+// index returns the last record of each key.
+func index(rs []Record) map[string]Record {
+	last := make(map[string]Record, len(rs))
+	for _, r := range rs {
+		last[r.Key()] = r
+	}
+	return last
+}
+
+// latest returns rs without the records that later ones replace.
+func latest(rs []Record) []Record {
+	last := index(rs)
+	kept := make([]Record, 0, len(last))
+	for _, r := range rs {
+		if last[r.Key()] == r {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// bytesOf returns the bytes of s without copying them: crc32 only reads its
+// argument, but lets it escape, and a copy would cost more than the checksum.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// skipFields returns what follows the fields: the JSON value. A field is
+// followed by a space, so that a number alone is a value.
+func skipFields(s string) string {
+	for {
+		n := 0
+		for n < len(s) && (s[n] == '-' || '0' <= s[n] && s[n] <= '9') {
+			n++
+		}
+		if n == 0 || n == len(s) || s[n] != ' ' {
+			return s
+		}
+		s = s[n+1:]
+	}
+}
+
+func validKind(s string) bool {
+	for i := range len(s) {
+		if s[i] < 'a' || s[i] > 'z' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func validName(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// parseHex parses a checksum as Format writes it, lower-case, so that there is
+// one way only to write a record.
+func parseHex(s string) (n uint32, ok bool) {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case '0' <= c && c <= '9':
+			n = n<<4 | uint32(c-'0')
+		case 'a' <= c && c <= 'f':
+			n = n<<4 | uint32(c-'a'+10)
+		default:
+			return 0, false
+		}
+	}
+	return n, len(s) == 8
+}
