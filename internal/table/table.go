@@ -1,0 +1,189 @@
+// Package table maps names to values for readers that never wait: a handshake
+// finds its certificate without a lock, a clock or an allocation.
+package table
+
+import (
+	"hash/maphash"
+	"iter"
+	"sync"
+	"sync/atomic"
+)
+
+// A table is split into shards by the top bits of the hash, so that the pause
+// in which one is rebuilt, which only writers feel, stays short.
+//
+// A shard is a list of slots searched by linear probing. A slot gets its name
+// once and keeps it, so a search under way stays right whatever is written
+// beside it. Deleting a name clears the slot's value; the slot is free again
+// when the shard is rebuilt: the living are copied into another list, which is
+// published whole, and whoever still reads the old one sees it as it was.
+//
+// An entry costs 64 to 128 bytes beside its name.
+const (
+	shardBits = 6
+	minSlots  = 4
+)
+
+// seed is secret, so that clients cannot choose names that collide.
+var seed = maphash.MakeSeed()
+
+// A Table maps names to values of type *V. The zero Table is empty and ready.
+// Its methods may be called at once from any number of goroutines; Set, Delete
+// and Len wait for each other, the others for nobody.
+type Table[V any] struct {
+	shards [1 << shardBits]atomic.Pointer[[]slot[V]]
+
+	mu     sync.Mutex          // held to write, and guards the fields below
+	filled [1 << shardBits]int // slots of a shard that have a name, dead or alive
+	live   int                 // names in the table
+}
+
+type slot[V any] struct {
+	hash  atomic.Uint64 // 0 while the slot is free; set after name
+	name  string
+	value atomic.Pointer[V] // nil while the name is deleted
+}
+
+// Get returns the value of name, nil if it has none.
+func (t *Table[V]) Get(name string) *V {
+	return get(t, maphash.String(seed, name)|1, name)
+}
+
+// GetBytes is Get for a name that is in a buffer.
+func (t *Table[V]) GetBytes(name []byte) *V {
+	return get(t, maphash.Bytes(seed, name)|1, name)
+}
+
+func get[V any, K string | []byte](t *Table[V], hash uint64, name K) *V {
+	slots := t.shards[shardOf(hash)].Load()
+	if slots == nil {
+		return nil
+	}
+	return find(*slots, hash, name).value.Load()
+}
+
+func shardOf(hash uint64) int { return int(hash >> (64 - shardBits)) }
+
+// find returns the slot that has name or, if none has, the free slot in which
+// a search for name ends.
+func find[V any, K string | []byte](slots []slot[V], hash uint64, name K) *slot[V] {
+	mask := uint64(len(slots) - 1) // a power of two less one
+	for i := hash >> 1; ; i++ {
+		s := &slots[i&mask]
+		h := s.hash.Load()
+		if h == 0 || h == hash && s.name == string(name) {
+			return s
+		}
+	}
+}
+
+// Set makes v the value of name; a nil v deletes it. The table keeps name.
+func (t *Table[V]) Set(name string, v *V) {
+	if v == nil {
+		t.Delete(name)
+		return
+	}
+	hash := maphash.String(seed, name) | 1
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.slotLocked(hash, name)
+	if s.hash.Load() == 0 {
+		s.fill(hash, name)
+		t.filled[shardOf(hash)]++
+	}
+	if s.value.Swap(v) == nil {
+		t.live++
+	}
+}
+
+// fill gives a free slot its name.
+func (s *slot[V]) fill(hash uint64, name string) {
+	s.name = name
+	s.hash.Store(hash)
+}
+
+// slotLocked returns the slot that has name, or a free slot to put it in.
+func (t *Table[V]) slotLocked(hash uint64, name string) *slot[V] {
+	n := shardOf(hash)
+	if slots := t.shards[n].Load(); slots != nil {
+		s := find(*slots, hash, name)
+		// Half the slots stay free: searches end at a free one.
+		if s.hash.Load() != 0 || 2*t.filled[n] < len(*slots) {
+			return s
+		}
+	}
+	return find(t.rebuildLocked(n), hash, name)
+}
+
+// rebuildLocked gives shard n as many slots as its living names need and half
+// as many again, and leaves the dead ones behind.
+func (t *Table[V]) rebuildLocked(n int) []slot[V] {
+	live := 0
+	for range t.living(n) {
+		live++
+	}
+	size := minSlots
+	for size < 3*live {
+		size *= 2
+	}
+	slots := make([]slot[V], size)
+	for old, v := range t.living(n) {
+		s := find(slots, old.hash.Load(), old.name)
+		s.fill(old.hash.Load(), old.name)
+		s.value.Store(v)
+	}
+	t.filled[n] = live
+	t.shards[n].Store(&slots)
+	return slots
+}
+
+// living yields the slots of shard n that have a value, and the value.
+func (t *Table[V]) living(n int) iter.Seq2[*slot[V], *V] {
+	return func(yield func(*slot[V], *V) bool) {
+		slots := t.shards[n].Load()
+		if slots == nil {
+			return
+		}
+		for i := range *slots {
+			s := &(*slots)[i]
+			if v := s.value.Load(); v != nil && !yield(s, v) {
+				return
+			}
+		}
+	}
+}
+
+// Delete removes name.
+func (t *Table[V]) Delete(name string) {
+	hash := maphash.String(seed, name) | 1
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slots := t.shards[shardOf(hash)].Load()
+	if slots == nil {
+		return
+	}
+	if find(*slots, hash, name).value.Swap(nil) != nil {
+		t.live--
+	}
+}
+
+// Len returns the number of names in the table.
+func (t *Table[V]) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.live
+}
+
+// All yields the names in the table and their values, in no order. What is set
+// or deleted meanwhile may show or not; no name shows twice.
+func (t *Table[V]) All() iter.Seq2[string, *V] {
+	return func(yield func(string, *V) bool) {
+		for n := range t.shards {
+			for s, v := range t.living(n) {
+				if !yield(s.name, v) {
+					return
+				}
+			}
+		}
+	}
+}
