@@ -24,31 +24,38 @@ func Build(ctx context.Context) (string, error) {
 	if path := built.Load(); path != nil {
 		return *path, nil
 	}
-	dir, err := sourceDir(ctx)
+	path, err := build(ctx)
 	if err != nil {
 		return "", fmt.Errorf("building pebble: %w", err)
-	}
-	// With -n the tool is built and its path printed, but it is not run.
-	path, err := goCommand(ctx, dir, "tool", "-n", "pebble")
-	if err != nil {
-		return "", fmt.Errorf("building pebble: %w\n"+
-			"(where there is no network, run \"GOWORK=off go mod download\" in %s beforehand, with one)", err, dir)
 	}
 	built.Store(&path)
 	return path, nil
 }
 
-// sourceDir returns the folder of the module that pins Pebble. It is in none of
-// our module's packages, so that the go command does not know of it, but it
-// lies beside this file.
-func sourceDir(ctx context.Context) (string, error) {
-	if _, file, _, ok := runtime.Caller(0); ok && filepath.IsAbs(file) {
+func build(ctx context.Context) (string, error) {
+	_, file, _, _ := runtime.Caller(0)
+	dir, err := sourceDir(ctx, file)
+	if err != nil {
+		return "", err
+	}
+	// With -n the tool is built and its path printed, but it is not run.
+	path, err := goCommand(ctx, dir, "tool", "-n", "pebble")
+	if err != nil && !errors.Is(err, exec.ErrNotFound) {
+		return "", fmt.Errorf("%w\nwithout a network, run GOWORK=off go mod download in %s beforehand, with one", err, dir)
+	}
+	return path, err
+}
+
+// sourceDir returns the folder of the module that pins Pebble, which lies
+// beside this file. A binary that was built with -trimpath knows no file by its
+// real name; then the go command is asked for the module that we are in.
+func sourceDir(ctx context.Context, file string) (string, error) {
+	if filepath.IsAbs(file) {
 		dir := filepath.Join(filepath.Dir(file), "server")
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
 			return dir, nil
 		}
 	}
-	// The path in the binary is no file's: it was built with -trimpath.
 	root, err := goCommand(ctx, "", "list", "-m", "-f", "{{.Dir}}", "example.com/letsencrypt")
 	if err != nil {
 		return "", err

@@ -51,8 +51,10 @@ func endpointOf(path string) Endpoint {
 	if e, ok := endpoints[path]; ok {
 		return e
 	}
-	if e, ok := endpoints[path[:strings.LastIndexByte(path, '/')+1]]; ok {
-		return e
+	for prefix, e := range endpoints {
+		if strings.HasSuffix(prefix, "/") && strings.HasPrefix(path, prefix) {
+			return e
+		}
 	}
 	return Unknown
 }

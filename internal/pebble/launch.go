@@ -107,7 +107,7 @@ func (s *Server) await(ctx context.Context) error {
 			if strings.Contains(tail, ": bind: ") {
 				return fmt.Errorf("%w\n%s", errPortTaken, tail)
 			}
-			return fmt.Errorf("%v\n%s", s.child.err, tail)
+			return fmt.Errorf("pebble ended: %w\n%s", s.child.err, tail)
 		}
 	}
 }

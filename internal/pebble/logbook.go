@@ -49,9 +49,7 @@ func newLogbook(out io.Writer) *logbook {
 // Write takes a piece of the output. One goroutine calls it.
 func (l *logbook) Write(p []byte) (int, error) {
 	if l.out != nil {
-		if _, err := l.out.Write(p); err != nil {
-			return 0, err
-		}
+		l.out.Write(p) // its errors are its owner's: Pebble must not block for them
 	}
 	l.partial = append(l.partial, p...)
 	for {
@@ -118,8 +116,8 @@ func (l *logbook) tail() string {
 	return strings.Join(l.lines[max(0, len(l.lines)-10):], "\n")
 }
 
-// await returns a channel that is closed at the next line that contains
-// substr or, if past is set, at one there has been.
+// await returns a waiter for the next line that contains substr or, if past is
+// set, for one there has been. It is to be forgotten.
 func (l *logbook) await(substr string, past bool) *waiter {
 	w := &waiter{substr, make(chan struct{})}
 	l.mu.Lock()

@@ -152,15 +152,8 @@ func start(ctx context.Context, program string, config Config) (_ *Server, err e
 			s.Close()
 		}
 	}()
-	if s.cert, s.certPEM, err = newAPICert(); err != nil {
+	if err := s.identify(); err != nil {
 		return nil, err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(s.certPEM)
-	s.transport = &http.Transport{
-		TLSClientConfig:     &tls.Config{RootCAs: pool},
-		ForceAttemptHTTP2:   true,
-		MaxIdleConnsPerHost: 100,
 	}
 	if s.ports, err = claimPorts(); err != nil {
 		return nil, err
@@ -171,6 +164,21 @@ func start(ctx context.Context, program string, config Config) (_ *Server, err e
 		}
 	}
 	return s, s.launch(ctx)
+}
+
+// identify makes the API's certificate and the transport that trusts it.
+func (s *Server) identify() (err error) {
+	if s.cert, s.certPEM, err = newAPICert(); err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(s.certPEM)
+	s.transport = &http.Transport{
+		TLSClientConfig:     &tls.Config{RootCAs: pool},
+		ForceAttemptHTTP2:   true,
+		MaxIdleConnsPerHost: 100,
+	}
+	return nil
 }
 
 // Directory returns the URL of the CA's directory.
@@ -217,6 +225,7 @@ func (s *Server) Stop() {
 	if s.child != nil {
 		s.child.kill()
 		s.child = nil
+		s.transport.CloseIdleConnections() // to the Pebble that was
 	}
 }
 

@@ -2,7 +2,6 @@ package pebble
 
 import (
 	"crypto/tls"
-	"errors"
 	"io"
 	"log"
 	"net"
@@ -38,7 +37,7 @@ type Request struct {
 	Time     time.Time // when it came
 	Endpoint Endpoint
 	Method   string
-	Status   int // of the reply's first byte; 0 if the client got none
+	Status   int // of the reply, written down before it is sent; 0 if there was none
 }
 
 // Proxy starts a proxy in front of Pebble that ends with the Server. A nil
@@ -75,9 +74,7 @@ func (s *Server) Proxy(fault Fault) (*Proxy, error) {
 	p.server.Protocols.SetHTTP1(true)
 	go func() {
 		defer close(p.stopped)
-		if err := p.server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
-			panic("pebble: proxy: " + err.Error())
-		}
+		p.server.ServeTLS(l, "", "") // returns when the server is closed
 	}()
 	s.proxies = append(s.proxies, p)
 	return p, nil
@@ -157,21 +154,22 @@ type recorder struct {
 }
 
 func (w *recorder) WriteHeader(status int) {
-	w.proxy.mu.Lock()
-	if w.record.Status == 0 {
-		w.record.Status = status
-	}
-	w.proxy.mu.Unlock()
+	w.note(status)
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *recorder) Write(b []byte) (int, error) {
-	w.proxy.mu.Lock()
-	if w.record.Status == 0 {
-		w.record.Status = http.StatusOK
-	}
-	w.proxy.mu.Unlock()
+	w.note(http.StatusOK)
 	return w.ResponseWriter.Write(b)
+}
+
+// note takes down the first status that ends a reply: 1xx does not.
+func (w *recorder) note(status int) {
+	w.proxy.mu.Lock()
+	defer w.proxy.mu.Unlock()
+	if w.record.Status == 0 && status >= http.StatusOK {
+		w.record.Status = status
+	}
 }
 
 // Unwrap is for http.ResponseController.
