@@ -5,7 +5,10 @@
 // now and then.
 package queue
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // The queue is a heap in an array in which each entry has four children: half
 // as deep as a binary heap, and siblings share a cache line. The times are in
@@ -139,4 +142,14 @@ func (q *Queue[V]) firstChild(i int) int {
 func (q *Queue[V]) put(i int, e entry[V]) {
 	q.heap[i] = e
 	e.item.place = i + 1
+}
+
+// Times returns when the items are due, the earliest first.
+func (q *Queue[V]) Times() []time.Time {
+	times := make([]time.Time, len(q.heap))
+	for i, e := range q.heap {
+		times[i] = time.UnixMicro(e.at)
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	return times
 }

@@ -1,0 +1,536 @@
+package letsencrypt
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"example.com/letsencrypt/internal/certs"
+	"example.com/letsencrypt/internal/hostname"
+	"example.com/letsencrypt/internal/journal"
+)
+
+// The kinds of records that the state is made of. The name of a record is the
+// host, the CA's directory URL, the hash of the chain or, where there can be
+// only one of a kind, onlyOne.
+const (
+	kindAccount  = "account"  // accountRecord, by directory URL
+	kindBackoff  = "backoff"  // trouble, by host
+	kindCert     = "cert"     // certRecord, by host; its fields are notBefore and notAfter in Unix seconds
+	kindChain    = "chain"    // the certificates above a leaf, [][]byte, by hash
+	kindHosts    = "hosts"    // the list, []string
+	kindLimit    = "limit"    // level, by the bucket's name
+	kindMoment   = "ari"      // momentRecord, by host
+	kindOrder    = "order"    // orderRecord, by host
+	kindPause    = "pause"    // pause, by directory URL
+	kindRegister = "register" // registration
+
+	onlyOne = "-"
+)
+
+// A registration is what Register was told, for every CA that is asked later.
+type registration struct {
+	Email   string `json:"email,omitempty"`
+	Refused bool   `json:"refused,omitempty"` // the terms of service
+}
+
+type accountRecord struct {
+	URL string `json:"url,omitempty"` // "" until the CA has answered
+	Key []byte `json:"key"`           // PKCS #8
+}
+
+type certRecord struct {
+	Chain     string `json:"chain"` // hash of what is above the leaf
+	CA        string `json:"ca,omitempty"`
+	Account   string `json:"account,omitempty"`
+	Profile   string `json:"profile,omitempty"`
+	Challenge string `json:"challenge,omitempty"` // the type that was passed
+	Leaf      []byte `json:"leaf"`
+	Key       []byte `json:"key"` // PKCS #8
+}
+
+type orderRecord struct {
+	CA      string `json:"ca"`
+	Account string `json:"account"`
+	URL     string `json:"url"`
+	Key     []byte `json:"key"` // the certificate's, PKCS #8
+}
+
+// A momentRecord is when to renew, chosen in a window that the CA suggested
+// for the certificate with this identifier (RFC 9773, section 4.1).
+type momentRecord struct {
+	ID     string    `json:"id"`
+	Start  time.Time `json:"start"`
+	End    time.Time `json:"end"`
+	Moment time.Time `json:"moment"`
+}
+
+// The state is all that Marshal writes, decoded, but for what is kept by host.
+// Every change to it goes through putLocked.
+type state struct {
+	registration registration
+	accounts     map[string]accountRecord
+	orders       map[string]orderRecord
+	pauses       map[string]pause
+	levels       map[string]level
+	list         []string // the hosts of SetHosts as they were given; nil: no list
+}
+
+// record returns the record of a kind and name with v in it.
+func record(kind, name string, v any, fields ...int64) journal.Record {
+	data, err := json.Marshal(v)
+	if err != nil {
+		panic("letsencrypt: internal error: " + err.Error()) // our own types all marshal
+	}
+	return journal.Format(kind, name, fields, data)
+}
+
+// putLocked changes the state: what the records say, and what is to be
+// written. The caller makes it durable, if anything depends on it, with sync.
+func (m *Manager) putLocked(rs ...journal.Record) {
+	m.seq = m.log.Put(rs...)
+	m.dirty = true
+	urgent := false
+	for _, r := range rs {
+		urgent = urgent || r.Kind() == kindAccount || r.Kind() == kindCert
+	}
+	m.tellLocked(urgent)
+	m.pokeLocked()
+}
+
+// setLocked changes the state by a record, and what we have decoded of it.
+func (m *Manager) setLocked(r journal.Record) {
+	m.putLocked(r)
+	m.applyLocked(r)
+}
+
+func (m *Manager) set(r journal.Record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setLocked(r)
+}
+
+// sync returns when all that was put so far is durable.
+func (m *Manager) sync() error {
+	m.mu.Lock()
+	seq := m.seq
+	m.mu.Unlock()
+	err := m.log.Sync(seq)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil && m.seq == seq {
+		m.dirty = false
+	}
+	if (err == nil) != (m.unwritten == nil) {
+		m.unwritten = err
+		m.reportLocked(Event{Kind: EventState, Err: err})
+	}
+	return err
+}
+
+// Marshal returns the state as text: accounts and their keys, certificates and
+// theirs, the list of hosts, and whatever else lets a new Manager carry on as
+// if it were this one. The text is secret.
+func (m *Manager) Marshal() string { return m.log.Text() }
+
+// Unmarshal takes over the state that another Manager's Marshal wrote, of this
+// package or of rsc.io/letsencrypt (the latter's ACME v1 account is of no use
+// any more; its address, hosts and certificates are kept). The accounts and the
+// list of hosts become enc's; of two certificates for a host the later to
+// expire stays. If enc can't be read, or only in part, it returns an error and
+// changes nothing.
+func (m *Manager) Unmarshal(enc string) error {
+	records, err := parseState(enc)
+	if err != nil {
+		return fmt.Errorf("letsencrypt: Unmarshal: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	has := make(map[string]bool)
+	for _, r := range records {
+		has[r.Key()] = true
+	}
+	for url := range m.accounts {
+		if r := journal.Delete(kindAccount, url); !has[r.Key()] {
+			records = append(records, r)
+		}
+	}
+	for _, only := range []string{kindHosts, kindRegister} {
+		if r := journal.Delete(only, onlyOne); !has[r.Key()] {
+			records = append(records, r)
+		}
+	}
+	m.listSet = true
+	for _, r := range records {
+		if r.Kind() != kindCert || m.laterLocked(r) {
+			m.setLocked(r)
+		}
+	}
+	m.relistLocked()
+	return nil
+}
+
+// parseState returns the records of a blob, each of them known to decode.
+func parseState(enc string) ([]journal.Record, error) {
+	if strings.HasPrefix(strings.TrimSpace(enc), "{") {
+		return importRSC([]byte(enc))
+	}
+	records, damaged, err := journal.Split(enc)
+	if err != nil {
+		return nil, err
+	}
+	if damaged > 0 {
+		return nil, fmt.Errorf("%d of its lines are damaged", damaged)
+	}
+	for _, r := range records {
+		if err := check(r); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}
+
+// check returns an error if the record is of a kind we know and does not decode.
+func check(r journal.Record) error {
+	if r.Deleted() {
+		return nil
+	}
+	var v any
+	switch r.Kind() {
+	case kindCert: // decoded when its first client comes; the checksum vouches for it
+		_, ok := r.Field(1)
+		if !ok {
+			return fmt.Errorf("record %q has no notBefore and notAfter", r.Key())
+		}
+		return nil
+	case kindAccount:
+		v = new(accountRecord)
+	case kindBackoff:
+		v = new(trouble)
+	case kindHosts:
+		v = new([]string)
+	case kindLimit:
+		v = new(level)
+	case kindMoment:
+		v = new(momentRecord)
+	case kindOrder:
+		v = new(orderRecord)
+	case kindPause:
+		v = new(pause)
+	case kindRegister:
+		v = new(registration)
+	default:
+		return nil
+	}
+	if err := json.Unmarshal([]byte(r.JSON()), v); err != nil {
+		return fmt.Errorf("record %q: %w", r.Key(), err)
+	}
+	return nil
+}
+
+// merge takes over what was read from the cache file, first when it is opened
+// and then whenever another process has written to it.
+func (m *Manager) merge(records []journal.Record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	relist := false
+	for _, r := range records {
+		if err := check(r); err != nil {
+			m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the cache file: %w", err)})
+			continue
+		}
+		if !m.winsLocked(r) {
+			if ours, ok := m.log.Get(r.Kind(), r.Name()); ok && ours != r {
+				m.seq, m.dirty = m.log.Put(ours), true
+			}
+			continue
+		}
+		m.log.Adopt(r)
+		m.applyLocked(r)
+		relist = relist || r.Kind() == kindHosts
+	}
+	if relist {
+		m.relistLocked()
+	}
+	m.tellLocked(true)
+}
+
+// winsLocked reports whether a record from the cache file replaces what this
+// process has.
+func (m *Manager) winsLocked(r journal.Record) bool {
+	switch r.Kind() {
+	case kindHosts:
+		return !m.listSet
+	case kindCert:
+		return m.laterLocked(r)
+	case kindAccount:
+		return m.accounts[r.Name()].URL == ""
+	}
+	return true
+}
+
+// laterLocked reports whether the certificate in r outlives the one we have.
+func (m *Manager) laterLocked(r journal.Record) bool {
+	ours, ok := m.log.Get(kindCert, r.Name())
+	if !ok {
+		return true
+	}
+	a, _ := ours.Field(1)
+	b, _ := r.Field(1)
+	return b > a
+}
+
+// applyLocked takes what a record says, which check has found to decode, into
+// the decoded state.
+func (m *Manager) applyLocked(r journal.Record) {
+	name := r.Name()
+	decode := func(v any) bool {
+		return !r.Deleted() && json.Unmarshal([]byte(r.JSON()), v) == nil
+	}
+	switch r.Kind() {
+	case kindAccount:
+		setOrDelete(&m.accounts, name, decode)
+		m.forgetClientLocked(name)
+	case kindOrder:
+		setOrDelete(&m.orders, name, decode)
+	case kindPause:
+		setOrDelete(&m.pauses, name, decode)
+	case kindLimit:
+		setOrDelete(&m.levels, name, decode)
+	case kindRegister:
+		m.registration = registration{}
+		decode(&m.registration)
+	case kindHosts:
+		m.list = nil
+		decode(&m.list)
+	case kindBackoff:
+		t := new(trouble)
+		if !decode(t) {
+			t = nil
+		}
+		m.hostLocked(name).trouble = t
+		m.requeueLocked(m.hostLocked(name))
+	case kindCert:
+		h := m.hostLocked(name)
+		notBefore, _ := r.Field(0)
+		notAfter, _ := r.Field(1)
+		h.hold(notBefore, notAfter, nil)
+		m.newest = max(m.newest, notBefore)
+		m.requeueLocked(h)
+	case kindMoment:
+		var rec momentRecord
+		if h := m.hostLocked(name); decode(&rec) && h.held() {
+			h.renewal = rec.Moment.UnixNano()
+			m.requeueLocked(h)
+		}
+	}
+}
+
+func setOrDelete[V any](views *map[string]V, name string, decode func(any) bool) {
+	var v V
+	if !decode(&v) {
+		delete(*views, name)
+		return
+	}
+	if *views == nil {
+		*views = make(map[string]V)
+	}
+	(*views)[name] = v
+}
+
+// Watch returns a channel that receives whenever the state has changed since
+// it was last received from, so that
+//
+//	for range m.Watch() {
+//		save(m.Marshal())
+//	}
+//
+// saves what there is at the start and every change after it. Every call
+// returns the same channel, which holds a notification at the first. Changes
+// that come in quick succession may make one notification, but never none: a
+// slow reader misses states in between, not the last. The channel is never closed.
+func (m *Manager) Watch() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.watch == nil {
+		m.watch = make(chan struct{}, 1)
+		m.watch <- struct{}{} // never blocks: it was just made
+	}
+	return m.watch
+}
+
+// watchEvery is how often Watch is told of changes other than to accounts and
+// certificates.
+const watchEvery = time.Second
+
+// tellLocked tells Watch's reader of a change, at once or, if it is not urgent
+// and the last one was just told, from dispatch when that is a second ago.
+func (m *Manager) tellLocked(urgent bool) {
+	if m.watch == nil {
+		return
+	}
+	now := time.Now()
+	if !urgent && m.started && now.Sub(m.told) < watchEvery {
+		m.untold = true
+		return
+	}
+	m.told, m.untold = now, false
+	select {
+	case m.watch <- struct{}{}: // never blocks
+	default:
+	}
+}
+
+// CacheFile keeps the state in a file: what it holds is taken over now, and
+// every change is written to it, durably before anything depends on it. The
+// file is made if need be, readable by its owner alone, and so are folders
+// above it. Several processes may share one file.
+//
+// Call it before the Manager is used; it starts nothing. It returns an error if
+// the file can't be read or written, is a folder, or was written by a newer
+// version of this package.
+func (m *Manager) CacheFile(name string) error {
+	err := m.log.Open(name, journal.Options{
+		Apply:  m.merge,
+		Import: importRSC,
+		Warn: func(err error) {
+			m.logger().Error("letsencrypt: damage in the cache file", "file", name, "err", err)
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("letsencrypt: CacheFile: %w", err)
+	}
+	m.mu.Lock()
+	m.kept = true
+	m.mu.Unlock()
+	return nil
+}
+
+// certRecords returns the records that keep a certificate.
+func certRecords(host string, rec certRecord, chain [][]byte, leaf *x509.Certificate) []journal.Record {
+	above := record(kindChain, chainHash(chain[1:]), chain[1:])
+	rec.Chain, rec.Leaf = chainHash(chain[1:]), chain[0]
+	return []journal.Record{above, record(kindCert, host, rec, leaf.NotBefore.Unix(), leaf.NotAfter.Unix())}
+}
+
+func chainHash(chain [][]byte) string {
+	h := sha256.New()
+	for _, der := range chain {
+		h.Write(der)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// readCert returns the certificate that the state has for the host.
+func (m *Manager) readCert(host string) (certRecord, *tls.Certificate, error) {
+	var rec certRecord
+	r, ok := m.log.Get(kindCert, host)
+	if !ok {
+		return rec, nil, errors.New("no certificate is kept")
+	}
+	if err := json.Unmarshal([]byte(r.JSON()), &rec); err != nil {
+		return rec, nil, fmt.Errorf("reading the certificate that is kept: %w", err)
+	}
+	key, err := parseKey(rec.Key)
+	if err != nil {
+		return rec, nil, fmt.Errorf("reading the key that is kept: %w", err)
+	}
+	above, err := m.readChain(rec.Chain)
+	if err != nil {
+		return rec, nil, err
+	}
+	return rec, &tls.Certificate{Certificate: append([][]byte{rec.Leaf}, above...), PrivateKey: key}, nil
+}
+
+// readChain returns the chain with the given hash. All hosts share one copy.
+func (m *Manager) readChain(hash string) ([][]byte, error) {
+	m.mu.Lock()
+	chain, ok := m.chains[hash]
+	m.mu.Unlock()
+	if ok {
+		return chain, nil
+	}
+	r, ok := m.log.Get(kindChain, hash)
+	if !ok {
+		return nil, fmt.Errorf("the chain %s of the certificate that is kept is not", hash)
+	}
+	if err := json.Unmarshal([]byte(r.JSON()), &chain); err != nil {
+		return nil, fmt.Errorf("reading the chain that is kept: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.chains == nil {
+		m.chains = make(map[string][][]byte)
+	}
+	m.chains[hash] = chain
+	return chain, nil
+}
+
+func parseKey(der []byte) (crypto.Signer, error) {
+	key, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("a %T can't sign", key)
+	}
+	return signer, nil
+}
+
+// importRSC returns the records for what rsc.io/letsencrypt's Marshal wrote.
+func importRSC(data []byte) ([]journal.Record, error) {
+	var old struct {
+		Email string
+		Hosts []string
+		Certs map[string]struct{ Cert, Key string }
+	}
+	if err := json.NewDecoder(bytes.NewReader(data)).Decode(&old); err != nil {
+		return nil, fmt.Errorf("this is neither this package's state nor rsc.io/letsencrypt's: %w", err)
+	}
+	var records []journal.Record
+	if old.Email != "" {
+		records = append(records, record(kindRegister, onlyOne, registration{Email: old.Email}))
+	}
+	if old.Hosts != nil {
+		records = append(records, record(kindHosts, onlyOne, old.Hosts))
+	}
+	for name, c := range old.Certs {
+		host, err := hostname.Canonical(name)
+		if err != nil {
+			return nil, fmt.Errorf("the certificate for %q: %w", name, err)
+		}
+		rs, err := importPEM(host, c.Cert, c.Key)
+		if err != nil {
+			return nil, fmt.Errorf("the certificate for %s: %w", host, err)
+		}
+		records = append(records, rs...)
+	}
+	return records, nil
+}
+
+// importPEM returns the records for a certificate chain and key in PEM.
+func importPEM(host, chain, key string) ([]journal.Record, error) {
+	pair, err := tls.X509KeyPair([]byte(chain), []byte(key))
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	// It may have expired, or be about to: then it is replaced.
+	leaf, err := certs.Check(pair.Certificate, nil, host, pair.Leaf.NotBefore)
+	if err != nil {
+		return nil, err
+	}
+	return certRecords(host, certRecord{Key: der}, pair.Certificate, leaf), nil
+}

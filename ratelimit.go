@@ -1,0 +1,823 @@
+package letsencrypt
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"time"
+
+	"example.com/letsencrypt/internal/ca"
+	"example.com/letsencrypt/internal/certs"
+	"example.com/letsencrypt/internal/hostname"
+	"example.com/letsencrypt/internal/journal"
+	"example.com/letsencrypt/internal/queue"
+	"golang.org/x/time/rate"
+)
+
+// Every bound on what the Manager does at once, and how long.
+const (
+	maxFlights   = 32               // attempts under way that no client waits for, and orders at one CA
+	maxPolls     = 8                // questions for renewal information under way
+	maxWaiters   = 1000             // handshakes and Cert calls that wait for an order
+	maxPerHost   = 20               // of those, for one host
+	maxWait      = 60 * time.Second // one of those
+	maxEvents    = 1000             // not yet given to OnEvent
+	maxRefusals  = 10000            // names that Allow refused, remembered
+	refusalAge   = time.Minute      // how long
+	undecidedAge = 5 * time.Second  // the same, where Allow could not tell
+
+	backoffFirst = time.Minute // after a host's first failure; doubles
+	backoffMost  = 24 * time.Hour
+	pauseFirst   = time.Minute // after a CA's first failure; doubles
+	pauseMost    = time.Hour
+	personMost   = 24 * time.Hour     // between tries of a host that a person must unpause
+	troubleAge   = 7 * 24 * time.Hour // then a host that nobody wants is forgotten
+	clockSlack   = time.Hour          // how far back a clock may be set before it is called wrong
+	lookEvery    = time.Minute        // at the clock, whatever timers say: a suspended machine stops them
+	levelEvery   = time.Minute        // between records of the buckets' levels
+
+	spreadHosts = 3 // hosts of different owners refused in a row that pause their CA
+)
+
+// A level is what a bucket held.
+type level struct {
+	Tokens float64   `json:"tokens"`
+	At     time.Time `json:"at"`
+}
+
+// The names of the buckets' records.
+const (
+	bucketAll = "certificates"
+	bucketNew = "hosts"
+)
+
+func (m *Manager) buckets() map[string]*rate.Limiter {
+	return map[string]*rate.Limiter{bucketAll: m.limit, bucketNew: m.newHosts}
+}
+
+// wallLocked returns the time on the wall, and never one before the last that
+// the buckets were kept at: a clock set back must not fill them.
+func (m *Manager) wallLocked() time.Time {
+	now := time.Now().Round(0)
+	if now.Before(m.wall) {
+		return m.wall
+	}
+	m.wall = now
+	return now
+}
+
+// restoreLocked lowers the buckets to what they held when this Manager's state
+// was last written.
+func (m *Manager) restoreLocked() {
+	for name, lim := range m.buckets() {
+		l, ok := m.levels[name]
+		if !ok || lim == nil {
+			continue
+		}
+		if l.At.After(m.wall) {
+			m.wall = l.At
+		}
+		if spent := lim.Burst() - int(math.Floor(l.Tokens)); spent > 0 {
+			lim.AllowN(l.At, spent)
+		}
+	}
+}
+
+// levelRecordsLocked returns the records of what the buckets hold.
+func (m *Manager) levelRecordsLocked(now time.Time) []journal.Record {
+	var rs []journal.Record
+	for name, lim := range m.buckets() {
+		if lim != nil && lim.Limit() != rate.Inf {
+			rs = append(rs, record(kindLimit, name, level{lim.TokensAt(now), now}))
+		}
+	}
+	return rs
+}
+
+// takeLocked takes a token from each of the buckets that has to give one, all
+// or none. Otherwise it returns when there will be one, zero if never.
+func (m *Manager) takeLocked(unseenHost bool) (retry time.Time, ok bool) {
+	now := m.wallLocked()
+	buckets := []*rate.Limiter{m.limit}
+	if unseenHost && m.newHosts != nil {
+		buckets = append(buckets, m.newHosts)
+	}
+	for _, lim := range buckets {
+		if lim.Limit() == rate.Inf {
+			continue
+		}
+		missing := 1 - lim.TokensAt(now)
+		if missing <= 0 {
+			continue
+		}
+		if lim.Limit() <= 0 || lim.Burst() < 1 {
+			return time.Time{}, false
+		}
+		// TokensAt rounds; a nanosecond more makes sure.
+		at := now.Add(time.Duration(missing/float64(lim.Limit())*float64(time.Second)) + 1)
+		if at.After(retry) {
+			retry = at
+		}
+	}
+	if !retry.IsZero() {
+		return retry, false
+	}
+	for _, lim := range buckets {
+		lim.AllowN(now, 1)
+	}
+	m.spent = true
+	return time.Time{}, true
+}
+
+// A verdict is what the program's settings say of a host.
+type verdict int
+
+const (
+	refused  verdict = iota
+	stranger         // any plausible name will do, within NewHostLimit
+	asking           // it is for Allow to say
+	vouched          // the program named it
+)
+
+// judgeLocked returns what the program's settings say of a canonical host.
+func (m *Manager) judgeLocked(name string, h *host) verdict {
+	switch {
+	case h != nil && h.listed:
+		return vouched
+	case m.Allow != nil:
+		return asking
+	case m.list != nil:
+		return refused
+	case h != nil && h.managed:
+		return vouched
+	case h != nil && (h.held() || h.trouble != nil):
+		return vouched // it was let in before, and counted then
+	case hostname.Plausible(name):
+		return stranger
+	}
+	return refused
+}
+
+// A refusal is an answer of Allow's, remembered lest strangers make us ask
+// again at their pace.
+type refusal struct {
+	err   error
+	until time.Time
+}
+
+// allow asks Allow about a host. The error refuses it, for now.
+func (m *Manager) allow(ctx context.Context, host string) error {
+	m.mu.Lock()
+	r, ok := m.refusals[host]
+	m.mu.Unlock()
+	if ok && time.Now().Before(r.until) {
+		return r.err
+	}
+	err := m.Allow(ctx, host)
+	if err == nil {
+		return nil
+	}
+	until := time.Now().Add(refusalAge)
+	if undecided(err) {
+		until = time.Now().Add(undecidedAge)
+	} else if !errors.Is(err, ErrHostNotAllowed) {
+		err = fmt.Errorf("%w: %w", ErrHostNotAllowed, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.refusals == nil || len(m.refusals) >= maxRefusals {
+		m.refusals = make(map[string]refusal) // simpler than choosing, and as good against a flood
+	}
+	m.refusals[host] = refusal{err, until}
+	return err
+}
+
+// undecided reports whether an error of Allow's says that it could not tell,
+// rather than no: a time-out or a failure of the network. Such an error stops
+// a new host for now, but no renewal.
+func undecided(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok
+}
+
+// A trouble is what is known of a host's failures since it last succeeded.
+type trouble struct {
+	Failures int                  `json:"failures,omitempty"`
+	Retry    time.Time            `json:"retry"` // not before then, but for Renew
+	CA       string               `json:"ca,omitempty"`
+	Error    string               `json:"err,omitempty"`
+	Failed   map[string]time.Time `json:"failed,omitempty"` // challenge types, and when they failed last
+	Limits   map[string]time.Time `json:"limits,omitempty"` // CAs that limit this host, and until when
+
+	err error // as it came; after a restart what Error says
+}
+
+// A pause is what is known of a CA's failures since it last worked.
+type pause struct {
+	Failures int       `json:"failures"`
+	Until    time.Time `json:"until"`
+	Error    string    `json:"err"`
+}
+
+// backoff returns how long to wait after the nth failure in a row, a tenth
+// more or less, so that what failed together is not tried again together.
+func backoff(n int, first, most time.Duration) time.Duration {
+	d := most
+	if n < 20 {
+		d = min(most, first<<(n-1))
+	}
+	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+}
+
+// admitLocked returns an error and a time if f may not order at the CA now.
+// After a pause one flight goes ahead to see whether the CA works again, and
+// all others wait for what becomes of it. A nil f asks for a flight to come.
+func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (until time.Time, err error) {
+	p := m.pauses[a.Directory]
+	switch {
+	case now.Before(p.Until):
+		return p.Until, fmt.Errorf("%w: %s", errPaused, p.Error)
+	case p.Failures > 0 && a.prober != nil && a.prober != f:
+		return now.Add(pauseFirst), fmt.Errorf("%w: %s", errPaused, p.Error)
+	}
+	if h != nil && h.trouble != nil {
+		if until := h.trouble.Limits[a.Directory]; now.Before(until) {
+			return until, fmt.Errorf("%w: %w", errPaused, h.trouble.cause())
+		}
+	}
+	if p.Failures > 0 && f != nil {
+		a.prober = f
+	}
+	return time.Time{}, nil
+}
+
+// errPaused goes before the reason why a CA is not asked.
+var errPaused = errors.New("not asked for now")
+
+func (t *trouble) cause() error {
+	if t.err == nil {
+		t.err = errors.New(t.Error)
+	}
+	return t.err
+}
+
+// openLocked returns nil if some CA takes an order for the host now; f then is
+// the flight that will make it. Else it returns when the first will, and why
+// none does. A nil h asks for hosts in general.
+func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time, err error) {
+	var errs []error
+	for _, a := range m.authorities {
+		at, err := m.admitLocked(a, h, f, now)
+		if err == nil {
+			return time.Time{}, nil
+		}
+		until = earliest(at, until)
+		errs = append(errs, fmt.Errorf("%s: %w", a.Directory, err))
+	}
+	return until, errors.Join(errs...)
+}
+
+// settleLocked notes how a CA did: whether it works, and whether it limits us.
+func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Time) {
+	if a.prober == h.flight {
+		a.prober = nil
+	}
+	p, was := m.pauses[a.Directory]
+	switch {
+	case f == nil, f.Class == ca.Validation, f.Class == ca.Policy:
+		a.limited = nil
+		if was {
+			m.setLocked(journal.Delete(kindPause, a.Directory))
+			m.reportLocked(Event{Kind: EventResumed, CA: a.Directory})
+		}
+	case f.CAWide():
+		if !now.Before(p.Until) { // else it is one of those that were under way
+			p.Failures++
+			p.Until = now.Add(max(backoff(p.Failures, pauseFirst, pauseMost), f.Retry))
+			m.pauseLocked(a, p, f)
+		}
+	case f.Class == ca.Limited:
+		m.limitedLocked(a, h, f, now)
+	}
+}
+
+func (m *Manager) pauseLocked(a *authority, p pause, err error) {
+	p.Error = err.Error()
+	m.setLocked(record(kindPause, a.Directory, p))
+	m.reportLocked(Event{Kind: EventPaused, CA: a.Directory, Err: err, Next: p.Until})
+}
+
+// A limited host is one that a CA has enough of.
+type limited struct {
+	owner string
+	until time.Time
+}
+
+// limitedLocked keeps a host from a CA that has enough of it. Several hosts of
+// different owners in a row mean that it has enough of us.
+func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.Time) {
+	until := now.Add(max(f.Retry, backoffFirst))
+	owner := hostname.Registered(h.name)
+	for _, l := range a.limited {
+		if l.owner == owner {
+			return
+		}
+	}
+	a.limited = append(a.limited, limited{owner, until})
+	if len(a.limited) < spreadHosts {
+		return
+	}
+	first := until
+	for _, l := range a.limited {
+		if l.until.Before(first) {
+			first = l.until
+		}
+	}
+	a.limited = nil
+	m.pauseLocked(a, pause{Failures: 1, Until: first}, f)
+}
+
+// failedLocked notes that an attempt for a host failed, and when to try again.
+func (m *Manager) failedLocked(h *host, err *HostError, now time.Time) {
+	t := &trouble{Failures: 1}
+	if h.trouble != nil {
+		t = &trouble{Failures: h.trouble.Failures + 1, Failed: h.trouble.Failed, Limits: h.trouble.Limits}
+	}
+	f, _ := errors.AsType[*ca.Failure](err.Err)
+	if f == nil || f.CAWide() || errors.Is(err.Err, errPaused) {
+		t.Failures = max(0, t.Failures-1) // not the host's
+	}
+	t.Retry = now.Add(backoff(max(1, t.Failures), backoffFirst, backoffMost))
+	if err.Retry.After(now) && (f == nil || f.CAWide() || err.Retry.After(t.Retry)) {
+		t.Retry = err.Retry.Add(rand.N(backoffFirst / 4))
+	}
+	err.Retry = t.Retry
+	t.CA, t.err, t.Error = err.CA, err, err.Err.Error()
+	m.setLocked(record(kindBackoff, h.name, t))
+	h.trouble = t // with err whole
+	m.reportLocked(Event{Kind: EventFailed, Host: h.name, CA: err.CA, Err: err, NotAfter: h.expiry(), Next: t.Retry})
+}
+
+// loop is the Manager's one goroutine that lives as long as the Manager does.
+func (m *Manager) loop() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-m.ctx.Done():
+			return
+		case <-m.poke:
+		case <-timer.C:
+		}
+		timer.Reset(m.dispatch(time.Now().Round(0)))
+	}
+}
+
+// dispatch does all that is due now, as far as the limits let it, and returns
+// how long there will be nothing more to do.
+func (m *Manager) dispatch(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := now.Add(lookEvery)
+	if m.untold {
+		m.tellLocked(now.Sub(m.told) >= watchEvery)
+		if m.untold {
+			next = earliest(next, m.told.Add(watchEvery))
+		}
+	}
+	m.housekeepLocked(now)
+	for item := m.due.Pop(now); item != nil; item = m.due.Pop(now) {
+		m.dueLocked(item.Value, now)
+	}
+	if !m.clockWrongLocked(now) {
+		next = earliest(next, m.launchLocked(now))
+	}
+	if item, at := m.due.Next(); item != nil {
+		next = earliest(next, at)
+	}
+	return max(0, next.Sub(now))
+}
+
+func earliest(a, b time.Time) time.Time {
+	if b.IsZero() || a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// housekeepLocked does what is done by the minute.
+func (m *Manager) housekeepLocked(now time.Time) {
+	for _, name := range m.own.Expire(now) {
+		m.reportLocked(Event{Kind: EventExpired, Host: name, Err: errors.New("the program's own certificate")})
+		if h := m.hosts.Get(name); h != nil {
+			m.requeueLocked(h)
+		}
+	}
+	if now.Sub(m.leveled) >= levelEvery && m.spent {
+		m.leveled, m.spent = now, false
+		m.putLocked(m.levelRecordsLocked(m.wallLocked())...)
+	}
+	if m.dirty && !m.flushing {
+		m.flushing = m.goLocked(func() {
+			m.sync() // reports its error
+			m.mu.Lock()
+			m.flushing = false
+			m.mu.Unlock()
+		})
+	}
+}
+
+// clockWrongLocked reports whether the clock stands before certificates that
+// we hold were made. Nothing is ordered by such a clock.
+func (m *Manager) clockWrongLocked(now time.Time) bool {
+	wrong := now.Unix() < m.newest-int64(clockSlack/time.Second)
+	if wrong && !m.clockWrong {
+		m.reportLocked(Event{Kind: EventFailed, Err: clockError(now, m.newest)})
+	}
+	m.clockWrong = wrong
+	return wrong
+}
+
+func clockError(now time.Time, newest int64) error {
+	return fmt.Errorf("the clock says %s, but a certificate was made after that, on %s: nothing is ordered until the clock is right",
+		now.UTC().Format(time.RFC3339), time.Unix(newest, 0).UTC().Format(time.RFC3339))
+}
+
+// dueLocked does what is due for one host, which is in no queue, and queues it
+// for what comes next.
+func (m *Manager) dueLocked(h *host, now time.Time) {
+	alive := now.Before(h.expiry())
+	if !alive && h.leaf.Swap(nil) != nil || !alive && h.held() && !h.dead {
+		h.dead = true
+		m.reportLocked(Event{Kind: EventExpired, Host: h.name, NotAfter: h.expiry(), Err: h.lastError()})
+	}
+	wanted := m.wantedLocked(h)
+	switch {
+	case h.flight != nil:
+		return // it is queued again when that ends
+	case !wanted && !alive && !h.listed && !h.managed && now.Sub(h.expiry()) > troubleAge && (h.trouble == nil || now.Sub(h.trouble.Retry) > troubleAge):
+		m.dropLocked(h)
+		return
+	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(h.retry()):
+		m.readyLocked(h, now)
+		return
+	case wanted && alive && !h.polling && now.UnixNano() >= h.poll:
+		m.pollLocked(h)
+	}
+	m.requeueLocked(h)
+}
+
+// nextLocked returns when something is next due for a host, zero if nothing is.
+func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
+	if h.flight != nil {
+		return time.Time{}
+	}
+	wanted, expiry := m.wantedLocked(h), h.expiry()
+	switch alive := now.Before(expiry); {
+	case wanted && alive:
+		next := earliest(expiry, later(time.Unix(0, h.renewal), h.retry()))
+		if !h.polling {
+			next = earliest(next, time.Unix(0, h.poll))
+		}
+		return next
+	case wanted:
+		return later(now, h.retry())
+	case alive:
+		return expiry
+	case h.listed:
+		return time.Time{} // until somebody asks for it
+	}
+	return later(later(expiry, h.retry()), now).Add(troubleAge + time.Second)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// requeueLocked puts a host in the queue for what is next due for it.
+func (m *Manager) requeueLocked(h *host) {
+	if h.flight != nil {
+		return // in m.renewals, m.lacking or none; it is queued again at the flight's end
+	}
+	next := m.nextLocked(h, time.Now().Round(0))
+	if next.IsZero() {
+		m.due.Remove(&h.place)
+		return
+	}
+	m.due.Set(&h.place, next)
+	m.pokeLocked()
+}
+
+// readyLocked has a host wait for its token: renewals by when the old
+// certificate dies, and behind all of them those that have none, in turn.
+func (m *Manager) readyLocked(h *host, now time.Time) *flight {
+	f := &flight{host: h, done: make(chan struct{})}
+	m.due.Remove(&h.place)
+	h.flight = f
+	if m.judgeLocked(h.name, h) == asking {
+		m.goLocked(func() { m.askFirst(f) })
+		return f
+	}
+	m.waitForTokenLocked(f, now)
+	return f
+}
+
+func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
+	f.queue = &m.lacking
+	at := now
+	if expiry := f.host.expiry(); now.Before(expiry) {
+		f.queue, at = &m.renewals, expiry
+	}
+	f.queue.Set(&f.host.place, at)
+	m.pokeLocked()
+}
+
+// askFirst asks Allow about a host that is due, before it may have a token.
+func (m *Manager) askFirst(f *flight) {
+	err := m.allow(m.ctx, f.host.name)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now().Round(0)
+	renewal := now.Before(f.host.expiry())
+	switch {
+	case err == nil, renewal && undecided(err):
+		m.waitForTokenLocked(f, now)
+	default:
+		f.host.asked.Store(false) // what Allow refuses is not wanted, until a client asks again
+		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err})
+	}
+}
+
+// launchLocked starts the flights that wait for a token, as long as there are
+// tokens and CAs to go to, and returns when there will be again, zero if
+// nothing waits for that.
+func (m *Manager) launchLocked(now time.Time) time.Time {
+	if until, err := m.openLocked(nil, nil, now); err != nil {
+		for f := range m.awaited {
+			if f.queue != nil { // who called Manage is to know
+				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
+			}
+		}
+		return until
+	}
+	for _, q := range []*queue.Queue[*host]{&m.renewals, &m.lacking} {
+		for item, _ := q.Next(); item != nil; item, _ = q.Next() {
+			if m.background >= maxFlights {
+				return time.Time{} // a landing pokes
+			}
+			f := item.Value.flight
+			if until, err := m.openLocked(f.host, f, now); err != nil {
+				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
+				continue
+			}
+			if retry, ok := m.takeLocked(false); !ok {
+				m.warnLocked(now)
+				return retry
+			}
+			m.startLocked(f)
+		}
+	}
+	return time.Time{}
+}
+
+// warnEvery is how often the renewals that wait are held against Limit.
+const warnEvery = 10 * time.Minute
+
+// warnLocked says so if the renewals that wait can't all fit into Limit before
+// the certificates die.
+func (m *Manager) warnLocked(now time.Time) {
+	if now.Sub(m.warned) < warnEvery || m.renewals.Len() == 0 {
+		return
+	}
+	m.warned = now
+	need, n := 0.0, 0
+	for _, at := range m.renewals.Times() {
+		n++
+		left := max(1, at.Sub(now).Seconds())
+		need = max(need, float64(n)/left)
+	}
+	m.shortage = nil
+	if need > float64(m.limit.Limit()) {
+		m.shortage = fmt.Errorf("%w: %d renewals wait and some certificates will die first: set Limit to one every %v or faster, within what the CA allows",
+			ErrRateLimited, n, time.Duration(float64(time.Second)/need).Truncate(time.Millisecond))
+		m.reportLocked(Event{Kind: EventLimit, Err: m.shortage})
+	}
+}
+
+// joinLocked has a client wait for the flight that obtains a host's
+// certificate, and starts it if there is none. Whatever speaks against that is
+// told at once: no client waits for a token.
+func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
+	h, now := m.hosts.Get(name), time.Now().Round(0)
+	v := m.judgeLocked(name, h)
+	fail := func(err error, retry time.Time) (*flight, error) {
+		return nil, &HostError{Host: name, Err: err, Retry: retry}
+	}
+	switch {
+	case m.closed:
+		return nil, http.ErrServerClosed
+	case v == refused:
+		return fail(ErrHostNotAllowed, time.Time{})
+	case m.waiters >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
+		return fail(errBusy, now.Add(time.Second))
+	}
+	if h != nil && h.flight != nil && h.flight.queue == nil {
+		return m.countedLocked(h.flight), nil
+	}
+	if m.clockWrongLocked(now) {
+		return fail(clockError(now, m.newest), time.Time{})
+	}
+	if h != nil && now.Before(h.retry()) {
+		return nil, &HostError{Host: name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.retry()}
+	}
+	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
+		return fail(r.err, r.until)
+	}
+	if until, err := m.openLocked(h, nil, now); err != nil {
+		return fail(err, until)
+	}
+	if v != asking || h != nil && h.flight != nil { // else the flight asks, and then takes it
+		if retry, ok := m.takeNowLocked(v == stranger); !ok {
+			return fail(ErrRateLimited, retry)
+		}
+	}
+	h = m.hostLocked(name)
+	h.asked.Store(true)
+	if f := h.flight; f != nil {
+		m.startLocked(f)
+		return m.countedLocked(f), nil
+	}
+	f := &flight{host: h, done: make(chan struct{})}
+	m.due.Remove(&h.place)
+	h.flight = f
+	m.goLocked(func() { m.fly(f, v == asking, conn) })
+	return m.countedLocked(f), nil
+}
+
+// takeNowLocked takes a token for a client that will not wait for one. While a
+// renewal past its moment does, the next is not the client's.
+func (m *Manager) takeNowLocked(unseenHost bool) (retry time.Time, ok bool) {
+	if m.renewals.Len() > 0 {
+		return time.Now().Add(time.Minute), false
+	}
+	return m.takeLocked(unseenHost)
+}
+
+func (m *Manager) countedLocked(f *flight) *flight {
+	f.waiters++
+	m.waiters++
+	return f
+}
+
+// startLocked starts a flight that has its token and waited for it in a queue.
+func (m *Manager) startLocked(f *flight) {
+	f.queue.Remove(&f.host.place)
+	f.queue, f.background = nil, true
+	m.background++
+	m.goLocked(func() { m.fly(f, false, nil) })
+}
+
+// admitted asks Allow about a client's host and takes its token.
+func (m *Manager) admitted(f *flight, conn net.Conn) *HostError {
+	ctx := m.ctx
+	if conn != nil {
+		ctx = context.WithValue(ctx, clientKey{}, conn.RemoteAddr())
+	}
+	if err := m.allow(ctx, f.host.name); err != nil {
+		return &HostError{Host: f.host.name, Err: err}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if retry, ok := m.takeNowLocked(!f.host.held() && f.host.trouble == nil); !ok {
+		return &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry}
+	}
+	return nil
+}
+
+// landLocked ends a flight, whether it ever started or not.
+func (m *Manager) landLocked(f *flight, cert *tls.Certificate, err *HostError) {
+	h := f.host
+	if f.queue != nil {
+		f.queue.Remove(&h.place)
+		f.queue = nil
+	}
+	if f.background {
+		m.background--
+	}
+	for _, a := range m.authorities {
+		if a.prober == f {
+			a.prober = nil
+		}
+	}
+	delete(m.awaited, f)
+	h.flight = nil
+	if f.cert = cert; err != nil {
+		f.err = err
+	}
+	close(f.done)
+	if !h.held() && !h.listed && !h.managed && h.trouble == nil {
+		m.due.Remove(&h.place)
+		m.hosts.Delete(h.name) // nothing is left to know of it
+	} else {
+		m.requeueLocked(h)
+	}
+	m.pokeLocked()
+}
+
+// tidyLocked forgets a host that there is nothing to know of any more.
+func (m *Manager) tidyLocked(h *host) {
+	if !h.held() && !h.listed && !h.managed && h.trouble == nil && h.flight == nil {
+		m.due.Remove(&h.place)
+		m.hosts.Delete(h.name)
+	}
+}
+
+// pollLocked asks the CA that issued a host's certificate when to renew it.
+func (m *Manager) pollLocked(h *host) {
+	if m.polls >= maxPolls {
+		h.poll = time.Now().Add(time.Second).UnixNano()
+		return
+	}
+	h.polling = m.goLocked(func() {
+		info, id, err := m.renewalInfo(h.name)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.polls--
+		h.polling = false
+		now := time.Now().Round(0)
+		h.poll = now.Add(info.Again).UnixNano()
+		if err == nil {
+			m.chooseLocked(h, id, info, now)
+		}
+		m.requeueLocked(h)
+	})
+	if h.polling {
+		m.polls++
+	}
+}
+
+// renewalInfo asks for what RFC 9773 has for the certificate that is kept for
+// a host. Where a CA offers nothing, our own schedule is all there is.
+func (m *Manager) renewalInfo(name string) (info ca.RenewalInfo, id string, err error) {
+	info.Again = levelAgain
+	rec, cert, err := m.readCert(name)
+	if err != nil {
+		return info, "", err
+	}
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		return info, "", err
+	}
+	if id, err = certs.ID(leaf); err != nil {
+		return info, "", err
+	}
+	for _, a := range m.authorities {
+		if a.Directory == rec.CA {
+			info, err = a.reader.RenewalInfo(m.ctx, id)
+			return info, id, err
+		}
+	}
+	return info, id, ca.ErrNoRenewalInfo
+}
+
+// levelAgain is when a certificate that no CA can be asked about is looked at
+// again.
+const levelAgain = 24 * time.Hour
+
+// chooseLocked chooses the moment of a host's renewal in the window that the
+// CA suggests, or keeps the one that it chose in that window before.
+func (m *Manager) chooseLocked(h *host, id string, info ca.RenewalInfo, now time.Time) {
+	var was momentRecord
+	if r, ok := m.log.Get(kindMoment, h.name); ok {
+		json.Unmarshal([]byte(r.JSON()), &was) // it was checked when it came in
+	}
+	if was.ID == id && was.Start.Equal(info.Start) && was.End.Equal(info.End) {
+		h.renewal = was.Moment.UnixNano()
+		return
+	}
+	start, end := certs.Clip(info.Start, info.End, time.Unix(h.notBefore, 0), h.expiry(), now)
+	moment := certs.Moment(start, end, rand.Float64())
+	m.setLocked(record(kindMoment, h.name, momentRecord{ID: id, Start: info.Start, End: info.End, Moment: moment}))
+	h.renewal = moment.UnixNano()
+	m.tooSoonLocked(h, now)
+}
+
+// tooSoonLocked keeps a certificate that is due for renewal as soon as it is
+// there from being renewed in a loop: that is a failure, and backs off.
+func (m *Manager) tooSoonLocked(h *host, now time.Time) {
+	young := now.Sub(time.Unix(h.notBefore, 0)) < h.expiry().Sub(time.Unix(h.notBefore, 0))/10
+	if h.renewal > now.UnixNano() || !young {
+		return
+	}
+	m.failedLocked(h, &HostError{Host: h.name, Err: errors.New("the new certificate is due for renewal at once")}, now)
+}

@@ -1,0 +1,551 @@
+package letsencrypt
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"example.com/letsencrypt/internal/challenge"
+	"example.com/letsencrypt/internal/hostname"
+	"example.com/letsencrypt/internal/queue"
+)
+
+// helloName returns the canonical name of the host that a client asks for. For
+// one that names none it is the address that the client reached, if listed,
+// else the only listed address, else DefaultHost, else the only listed host.
+func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
+	if hello.ServerName != "" {
+		return hostname.Canonical(hello.ServerName)
+	}
+	if hello.Conn != nil {
+		if ap, err := netip.ParseAddrPort(hello.Conn.LocalAddr().String()); err == nil {
+			name := ap.Addr().Unmap().WithZone("").String()
+			if h := m.hosts.Get(name); h != nil || m.own.Get(name) != nil {
+				return name, nil
+			}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range []string{m.onlyAddr, m.DefaultHost, m.onlyHost} {
+		if name != "" {
+			return hostname.Canonical(name)
+		}
+	}
+	return "", errors.New("the client named no host, and there is no DefaultHost")
+}
+
+// only returns the one address and the one host in the set, "" for none or many.
+func only(hosts map[string]bool) (addr, host string) {
+	addrs := 0
+	for name := range hosts {
+		host = name
+		if _, ok := hostname.IsAddr(name); ok {
+			addr, addrs = name, addrs+1
+		}
+	}
+	if addrs != 1 {
+		addr = ""
+	}
+	if len(hosts) != 1 {
+		host = ""
+	}
+	return addr, host
+}
+
+// validation answers a tls-alpn-01 validation.
+func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	var buf [hostname.MaxLen]byte
+	name := hello.ServerName
+	if addr, ok := hostname.FromReverse(name); ok { // RFC 8738, section 6
+		name = addr.String()
+	} else if b, err := hostname.AppendCanonical(buf[:0], name); err == nil {
+		name = string(b)
+	}
+	if cert := m.answers.TLSALPN(name); cert != nil {
+		return cert, nil
+	}
+	return nil, errNoValidation
+}
+
+var errNoValidation = &HostError{Host: "acme-tls/1", Err: errors.New("no validation of this name is pending here")}
+
+// AddCertificate adds a certificate of the program's own: it is served for
+// every name that its leaf lists, wildcards included, in place of those that
+// the Manager obtains, until it expires. Of two for the same name the later
+// one is served. It is kept in memory only; cert must not be changed after.
+// The error says why it can't be used.
+func (m *Manager) AddCertificate(cert tls.Certificate) error {
+	names, err := m.own.Add(cert, time.Now())
+	if err != nil {
+		return fmt.Errorf("letsencrypt: AddCertificate: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range names {
+		if h := m.hosts.Get(name); h != nil {
+			m.requeueLocked(h)
+		}
+	}
+	return nil
+}
+
+// ClientAddr returns the address of the client whose handshake asks, in the
+// context that Allow is called with. It is nil if no client does: before a
+// renewal, or for Cert and Manage.
+func ClientAddr(ctx context.Context) net.Addr {
+	addr, _ := ctx.Value(clientKey{}).(net.Addr)
+	return addr
+}
+
+type clientKey struct{}
+
+// AskURL returns an Allow that asks a web service: it sends GET to the URL with
+// domain=host added to its query, and allows the host if the status is 2xx. A
+// service that can't be reached, answers with 5xx or takes more than ten
+// seconds refuses for now, which stops a new host but no renewal. Redirects are
+// not followed.
+func AskURL(url string) func(ctx context.Context, host string) error {
+	client := &http.Client{
+		Timeout:       askTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return func(ctx context.Context, host string) error { return ask(ctx, client, url, host) }
+}
+
+const askTimeout = 10 * time.Second
+
+func ask(ctx context.Context, client *http.Client, service, host string) error {
+	u, err := url.Parse(service)
+	if err != nil {
+		return err
+	}
+	q := u.Query()
+	q.Set("domain", host)
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return err // a *url.Error, which is a net.Error
+	}
+	defer res.Body.Close()
+	io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10)) // so that the connection can be used again
+	switch {
+	case res.StatusCode/100 == 2:
+		return nil
+	case res.StatusCode >= 500:
+		return &url.Error{Op: "Get", URL: service, Err: errors.New(res.Status)}
+	}
+	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, service, res.Status)
+}
+
+// What bounds a connection.
+const (
+	handshakeTimeout = 10 * time.Second // for a hello to arrive, or for the rest of a handshake that waited
+	idleTimeout      = 2 * time.Minute
+)
+
+// protocols are what a server speaks, and how validations are answered.
+var protocols = []string{"h2", "http/1.1", challenge.ALPNProto}
+
+// TLSConfig returns a new configuration for a server of the program's own:
+// GetCertificate, HTTP/2 and HTTP/1.1, TLS 1.2 and later. It may be changed,
+// but for GetConfigForClient: that answers the CA's validations under a
+// configuration apart, so that they pass whatever the program demands of its
+// clients.
+func (m *Manager) TLSConfig() *tls.Config {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tlsReady = true
+	validations := &tls.Config{
+		GetCertificate: m.validation,
+		NextProtos:     []string{challenge.ALPNProto},
+		MinVersion:     tls.VersionTLS12,
+	}
+	return &tls.Config{
+		GetCertificate: m.GetCertificate,
+		NextProtos:     slices.Clone(protocols),
+		MinVersion:     tls.VersionTLS12,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if challenge.IsValidation(hello) {
+				return validations, nil
+			}
+			return nil, nil
+		},
+	}
+}
+
+// Listen returns a listener at HTTPSAddr whose connections speak TLS with
+// TLSConfig. The certificates that the list lacks are obtained in the
+// background. Give an http.Server that serves it a ReadHeaderTimeout, which
+// bounds handshakes too.
+func (m *Manager) Listen() (net.Listener, error) {
+	ln, err := m.listen(m.httpsAddr())
+	if err != nil {
+		return nil, err
+	}
+	m.beEager()
+	return tls.NewListener(ln, m.TLSConfig()), nil
+}
+
+func (m *Manager) listen(addr string) (net.Listener, error) {
+	if m.isClosed() {
+		return nil, http.ErrServerClosed
+	}
+	return net.Listen("tcp", addr)
+}
+
+func (m *Manager) httpAddr() string  { return cmp.Or(m.HTTPAddr, ":http") }
+func (m *Manager) httpsAddr() string { return cmp.Or(m.HTTPSAddr, ":https") }
+
+// beEager has what the list lacks obtained without being asked for.
+func (m *Manager) beEager() {
+	m.begin()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.eager = true
+	for _, h := range m.hosts.All() {
+		if h.listed {
+			m.requeueLocked(h)
+		}
+	}
+}
+
+// Serve serves Handler over HTTPS at HTTPSAddr, and at HTTPAddr what ServeHTTP
+// does: validations of the CA, and redirects to HTTPS. The certificates that
+// the list lacks are obtained in the background; that they can't be is no
+// error of Serve's. It returns when a listener fails, or with
+// http.ErrServerClosed after Shutdown.
+func (m *Manager) Serve() error {
+	plain, err := m.listen(m.httpAddr())
+	if err != nil {
+		return err
+	}
+	secure, err := m.listen(m.httpsAddr())
+	if err != nil {
+		plain.Close()
+		return err
+	}
+	m.mu.Lock()
+	m.httpReady = true
+	m.mu.Unlock()
+	m.beEager()
+	http1, https := m.server(m), m.server(m.Handler)
+	ended := make(chan error, 2)
+	if !m.track(http1, https) {
+		plain.Close()
+		secure.Close()
+		return http.ErrServerClosed
+	}
+	go func() { ended <- http1.Serve(plain) }()
+	go func() { ended <- https.ServeTLS(secure, "", "") }()
+	err = <-ended
+	http1.Close()
+	https.Close()
+	if !errors.Is(err, http.ErrServerClosed) {
+		<-ended
+	}
+	return err
+}
+
+// ServeHTTPS is Serve without the server at HTTPAddr, for a program that has
+// one of its own: see HTTPHandler.
+func (m *Manager) ServeHTTPS() error {
+	ln, err := m.listen(m.httpsAddr())
+	if err != nil {
+		return err
+	}
+	m.beEager()
+	s := m.server(m.Handler)
+	if !m.track(s) {
+		ln.Close()
+		return http.ErrServerClosed
+	}
+	return s.ServeTLS(ln, "", "")
+}
+
+// server returns a server with time-outs for the open internet. What goes wrong
+// with single connections, scanners' handshakes mostly, is for debugging.
+func (m *Manager) server(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		TLSConfig:         m.TLSConfig(),
+		ReadHeaderTimeout: handshakeTimeout,
+		IdleTimeout:       idleTimeout,
+		ErrorLog:          slog.NewLogLogger(m.logger().Handler(), slog.LevelDebug),
+	}
+}
+
+// track has Shutdown shut the servers down, and reports whether there was none
+// yet.
+func (m *Manager) track(servers ...*http.Server) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.servers = append(m.servers, servers...)
+	}
+	return !m.closed
+}
+
+// Shutdown ends the work: the servers of Serve and ServeHTTPS stop listening
+// and finish their requests, orders under way are parked for the next start,
+// and the state is written. It waits for all that until ctx ends, and returns
+// its error then. Listeners of Listen and servers of the program's own are the
+// program's to close.
+//
+// Afterwards GetCertificate and Cert return the certificates that are there
+// and http.ErrServerClosed for others; nothing starts again. Shutdown may be
+// called twice, but not from OnEvent, which it waits for.
+func (m *Manager) Shutdown(ctx context.Context) error {
+	m.mu.Lock()
+	m.closed = true
+	servers := m.servers
+	m.mu.Unlock()
+	var errs []error
+	for _, s := range servers {
+		errs = append(errs, s.Shutdown(ctx))
+	}
+	m.mu.Lock()
+	if m.started {
+		m.cancel()
+	}
+	for _, q := range []*queue.Queue[*host]{&m.renewals, &m.lacking} {
+		for item, _ := q.Next(); item != nil; item, _ = q.Next() {
+			m.landLocked(item.Value.flight, nil, &HostError{Host: item.Value.name, Err: http.ErrServerClosed})
+		}
+	}
+	m.mu.Unlock()
+	errs = append(errs, m.ended(ctx))
+	return errors.Join(errs...)
+}
+
+// ended waits for what is under way to end, and writes the state.
+func (m *Manager) ended(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() {
+		m.running.Wait()
+		m.events.Drain()
+		done <- m.log.Close()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// ServeHTTP is what Serve does at HTTPAddr. It answers the CA's http-01
+// validations, and redirects to HTTPS what asks for a host that is on the list
+// or has a certificate, or, if there is no list, for any that could have one.
+// Everything else is not found.
+func (m *Manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.serveHTTP(w, r, nil)
+}
+
+// HTTPHandler returns a handler that answers the CA's http-01 validations and
+// leaves all else to fallback, or if that is nil does with it what ServeHTTP
+// does. It may stand anywhere that requests for port 80 come by.
+func (m *Manager) HTTPHandler(fallback http.Handler) http.Handler {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.httpReady = true
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serveHTTP(w, r, fallback) })
+}
+
+func (m *Manager) serveHTTP(w http.ResponseWriter, r *http.Request, fallback http.Handler) {
+	host, port, err := splitHost(r.Host)
+	if token, ok := challenge.Token(r.URL.Path); ok && err == nil {
+		if keyAuth, ok := m.answers.HTTP(host, token); ok {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			io.WriteString(w, keyAuth)
+			return
+		}
+	}
+	m.mu.Lock()
+	m.httpReady = true
+	known := err == nil && m.knownLocked(host)
+	m.mu.Unlock()
+	switch {
+	case fallback != nil:
+		fallback.ServeHTTP(w, r)
+	case !known:
+		http.NotFound(w, r)
+	default:
+		redirect(w, r, host, m.httpsPort(port))
+	}
+}
+
+// knownLocked reports whether there is, or could be, something at the host to
+// redirect to.
+func (m *Manager) knownLocked(name string) bool {
+	wild, _ := hostname.Wildcard(name)
+	for _, name := range []string{name, wild} {
+		if h := m.hosts.Get(name); h != nil && (h.listed || h.held()) || m.own.Get(name) != nil {
+			return true
+		}
+	}
+	return m.list == nil && hostname.Plausible(name)
+}
+
+// splitHost returns the canonical host and the port, if any, of a Host header.
+func splitHost(s string) (host, port string, err error) {
+	host = s
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		host, port = h, p
+	}
+	host, err = hostname.Canonical(host)
+	return host, port, err
+}
+
+// httpsPort returns the port to redirect to for a request that was made to
+// port: none, that is 443, unless the program chose both ports itself.
+func (m *Manager) httpsPort(port string) string {
+	_, plain, _ := net.SplitHostPort(m.httpAddr())
+	_, secure, _ := net.SplitHostPort(m.httpsAddr())
+	if port == "" || port != plain || secure == "https" || secure == "443" {
+		return ""
+	}
+	return secure
+}
+
+// RedirectHTTP redirects a request for any host there could be to the same
+// place over HTTPS, at port 443. See Manager.ServeHTTP for one that knows which
+// hosts there are.
+func RedirectHTTP(w http.ResponseWriter, r *http.Request) {
+	host, _, err := splitHost(r.Host)
+	if err != nil {
+		http.Error(w, "the Host header names no host", http.StatusBadRequest)
+		return
+	}
+	redirect(w, r, host, "")
+}
+
+// redirect is careful that nothing of the request gets anywhere but into the
+// Location, and there only escaped.
+func redirect(w http.ResponseWriter, r *http.Request, host, port string) {
+	code := http.StatusTemporaryRedirect // a POST stays one
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		code = http.StatusFound
+	}
+	if port != "" {
+		host = net.JoinHostPort(host, port)
+	} else if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	uri := r.URL.RequestURI()
+	if !strings.HasPrefix(uri, "/") {
+		uri = "/"
+	}
+	w.Header().Set("Location", "https://"+host+uri)
+	w.WriteHeader(code)
+}
+
+// helloContext returns the context of a handshake; a hello built by hand has none.
+func helloContext(hello *tls.ClientHelloInfo) context.Context {
+	if ctx := hello.Context(); ctx != nil {
+		return ctx
+	}
+	return context.Background()
+}
+
+// extend gives a handshake that had to wait for us the time to end: whatever
+// bounds it was set before. When it has ended the bound is lifted.
+func extend(hello *tls.ClientHelloInfo) {
+	conn, ctx := hello.Conn, helloContext(hello)
+	if conn == nil || ctx.Done() == nil {
+		return
+	}
+	conn.SetDeadline(time.Now().Add(handshakeTimeout)) // an error shows when the handshake goes on
+	context.AfterFunc(ctx, func() { conn.SetDeadline(time.Time{}) })
+}
+
+// quote returns a name as a client or program wrote it, fit to be printed.
+func quote(s string) string {
+	if len(s) > hostname.MaxLen {
+		s = s[:hostname.MaxLen] + "..."
+	}
+	q := strconv.QuoteToASCII(s)
+	if q == `"`+s+`"` {
+		return s
+	}
+	return q
+}
+
+// logEvent logs an event, with the fields that it has.
+func (m *Manager) logEvent(e Event) {
+	level, msg := slog.LevelInfo, ""
+	switch e.Kind {
+	case EventAccount:
+		msg = "made an account, and agreed to the CA's terms of service"
+	case EventObtained:
+		msg = "obtained a certificate"
+	case EventRenewed:
+		msg = "renewed a certificate"
+	case EventFailed:
+		level, msg = slog.LevelWarn, "no new certificate"
+	case EventExpired:
+		level, msg = slog.LevelError, "a certificate has expired"
+	case EventPaused:
+		level, msg = slog.LevelWarn, "the CA is not asked for now"
+	case EventResumed:
+		msg = "the CA works again"
+	case EventLimit:
+		level, msg = slog.LevelWarn, "the limit is too low"
+	case EventState:
+		level, msg = slog.LevelError, "the state can't be written"
+		if e.Err == nil {
+			level, msg = slog.LevelInfo, "the state can be written again"
+		}
+	}
+	attrs := []slog.Attr{}
+	for _, a := range []struct{ key, value string }{{"host", e.Host}, {"ca", e.CA}, {"err", redact(e.Err)}} {
+		if a.value != "" {
+			attrs = append(attrs, slog.String(a.key, a.value))
+		}
+	}
+	for _, a := range []struct {
+		key   string
+		value time.Time
+	}{{"expires", e.NotAfter}, {"next", e.Next}} {
+		if !a.value.IsZero() && a.value.Unix() != 0 {
+			attrs = append(attrs, slog.Time(a.key, a.value))
+		}
+	}
+	m.logger().LogAttrs(context.Background(), level, "letsencrypt: "+msg, attrs...)
+}
+
+// What a CA's error may repeat and no log shall: the token and the key
+// authorization of a challenge, and the query of a link, which may let whoever
+// has it act for the account.
+var (
+	keyAuths = regexp.MustCompile(`[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{43}\b`)
+	tokens   = regexp.MustCompile(`(acme-challenge/)[A-Za-z0-9_-]+`)
+	queries  = regexp.MustCompile(`(https?://[^\s"'?]*\?)[^\s"']+`)
+)
+
+// redact returns an error's text, fit for a log.
+func redact(err error) string {
+	if err == nil {
+		return ""
+	}
+	s := keyAuths.ReplaceAllString(err.Error(), "...")
+	s = tokens.ReplaceAllString(s, "${1}...")
+	return queries.ReplaceAllString(s, "${1}...")
+}
