@@ -78,7 +78,7 @@ func (ca *CA) newAccount(rq *request) (*reply, *Error) {
 	if problem := checkContact(req.Contact); problem != nil {
 		return nil, problem
 	}
-	if ca.certKeys[spki(rq.key.PublicKey)] {
+	if ca.certKeys[rq.key.spki] {
 		return nil, rq.violate(http.StatusBadRequest, "badPublicKey", "account key is a certificate's (RFC 8555 section 11.1)")
 	}
 	kid, problem := ca.externalAccount(rq, req.EAB)
@@ -94,10 +94,10 @@ func (ca *CA) newAccount(rq *request) (*reply, *Error) {
 
 // externalAccount returns the external account that a new account is bound to, if any.
 func (ca *CA) externalAccount(rq *request, binding []byte) (string, *Error) {
+	if rq.cfg.EAB == nil {
+		return "", nil // a binding that is not asked for is ignored
+	}
 	if binding == nil {
-		if rq.cfg.EAB == nil {
-			return "", nil
-		}
 		return "", &Error{Status: http.StatusForbidden, Type: "externalAccountRequired", Detail: "this CA wants an external account binding"}
 	}
 	kid, problem := ca.checkEAB(rq, binding)

@@ -37,7 +37,7 @@ func CertID(leaf *x509.Certificate) string {
 	return b64.EncodeToString(leaf.AuthorityKeyId) + "." + b64.EncodeToString(serial)
 }
 
-// window returns the advice on a certificate. It lets go of ca.mu meanwhile.
+// window returns the advice on a certificate. It lets go of mu meanwhile.
 func (ca *CA) window(rq *request, c *certificate) Window {
 	var w Window
 	ca.ask(func() { w = rq.cfg.ARI(c.leaf) })
@@ -58,6 +58,12 @@ func (ca *CA) renewalInfo(rq *request) (*reply, *Error) {
 	c := ca.certByARI[rq.id]
 	if c == nil {
 		return nil, &Error{Status: http.StatusNotFound, Type: "malformed", Detail: "no such certificate"}
+	}
+	if rq.now.After(c.leaf.NotAfter) {
+		return nil, rq.violate(http.StatusNotFound, "malformed", "asking about an expired certificate (RFC 9773 section 4.3)")
+	}
+	if c.replaced != nil && c.replaced.Status == "valid" && rq.now.After(ca.certByID[c.replaced.Serial].issued.Add(day)) {
+		return nil, rq.violate(http.StatusNotFound, "malformed", "asking about a certificate that was replaced a day ago (RFC 9773 section 4.3)")
 	}
 	w := ca.window(rq, c)
 	doc := map[string]any{"suggestedWindow": map[string]string{

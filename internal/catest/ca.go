@@ -94,6 +94,9 @@ type Config struct {
 
 // A CA is a certificate authority for one test, made by [New].
 // Its methods may be called at any time from any goroutine.
+//
+// The endpoints' handlers run with mu held, and with them nearly all unexported
+// methods that touch the state. Those that take mu themselves say so.
 type CA struct {
 	Config
 
@@ -181,7 +184,7 @@ func (ca *CA) Change(f func(*Config)) {
 	f(&ca.Config)
 }
 
-// config returns the configuration that one request or validation goes by.
+// config returns the configuration that one request or validation goes by. It takes mu.
 func (ca *CA) config() Config {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -199,8 +202,7 @@ func (c *Config) url(segments ...string) string {
 	return "https://" + c.Host + "/" + strings.Join(segments, "/")
 }
 
-// ask calls one of the test's funcs, which may call the CA's methods, and lets
-// go of ca.mu meanwhile.
+// ask calls one of the test's funcs, which may use the CA, and lets go of mu meanwhile.
 func (ca *CA) ask(f func()) {
 	ca.mu.Unlock()
 	defer ca.mu.Lock()
@@ -224,7 +226,7 @@ func (ca *CA) Requests() []Request {
 }
 
 // Count returns how many requests reached an endpoint, one of directory,
-// newNonce, newAccount, newOrder, revoke, keyChange, renewalInfo, account,
+// newNonce, newAccount, newOrder, revokeCert, keyChange, renewalInfo, account,
 // orders, order, authz, challenge, finalize and certificate; for "" it counts
 // them all.
 func (ca *CA) Count(endpoint string) int {
@@ -252,7 +254,7 @@ func (ca *CA) Unpause(name string) {
 	delete(ca.paused, name)
 }
 
-// newID returns a new identifier for a resource. It needs ca.mu.
+// newID returns a new identifier for a resource.
 func (ca *CA) newID() string {
 	ca.lastID++
 	return strconv.Itoa(ca.lastID)

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
-	"net/url"
 	"sync"
 	"syscall"
 	"time"
@@ -128,8 +128,8 @@ func HTML(status int, retryAfter string) Response {
 }
 
 // Refuse is the connection refused.
-func Refuse(r *http.Request, _ func() *http.Response) (*http.Response, error) {
-	return nil, &url.Error{Op: "dial", URL: r.URL.Host, Err: syscall.ECONNREFUSED}
+func Refuse(*http.Request, func() *http.Response) (*http.Response, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 }
 
 // Drop is the connection reset before the request reached the CA.
@@ -186,6 +186,24 @@ func Truncate(_ *http.Request, serve func() *http.Response) (*http.Response, err
 type resetReader struct{}
 
 func (resetReader) Read([]byte) (int, error) { return 0, syscall.ECONNRESET }
+
+// Endless is the CA's own reply with a body that never ends.
+func Endless(_ *http.Request, serve func() *http.Response) (*http.Response, error) {
+	res := serve()
+	res.ContentLength = -1
+	res.Body = io.NopCloser(io.MultiReader(res.Body, spaceReader{}))
+	return res, nil
+}
+
+// spaceReader reads as white space, which JSON and PEM may end in.
+type spaceReader struct{}
+
+func (spaceReader) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = ' '
+	}
+	return len(b), nil
+}
 
 // Every returns a NonceReject that refuses every n-th request.
 func Every(n int) func(int) bool {

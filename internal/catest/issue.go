@@ -41,7 +41,7 @@ type certificate struct {
 	leaf     *x509.Certificate
 	account  *account
 	names    []string
-	order    *order
+	issued   time.Time
 	replaced *order // the latest order that replaces this certificate
 	revoked  bool
 	reason   int
@@ -169,7 +169,7 @@ func (ca *CA) checkCSR(rq *request, o *order, csr *x509.CertificateRequest, key 
 		return bad("CSR has an earlier certificate's key")
 	}
 	for _, a := range ca.accountList {
-		if spki(a.key.PublicKey) == key {
+		if a.key.spki == key {
 			return bad("CSR has an account's key (RFC 8555 section 11.1)")
 		}
 	}
@@ -210,7 +210,7 @@ func (ca *CA) issue(cfg *Config, o *order, csr *x509.CertificateRequest) {
 		return
 	}
 	o.Status, o.Serial = "valid", leaf.SerialNumber.Text(16)
-	c := &certificate{leaf: leaf, account: o.account, names: o.Names, order: o}
+	c := &certificate{leaf: leaf, account: o.account, names: o.Names, issued: time.Now()}
 	ca.certs = append(ca.certs, c)
 	ca.certByID[o.Serial], ca.certByARI[CertID(leaf)] = c, c
 	ca.certKeys[o.spki] = true
@@ -375,7 +375,7 @@ func (ca *CA) revoke(rq *request) (*reply, *Error) {
 // its names.
 func (ca *CA) mayRevoke(rq *request, c *certificate) *Error {
 	if rq.account == nil {
-		if spki(rq.key.PublicKey) != spki(c.leaf.PublicKey) {
+		if rq.key.spki != spki(c.leaf.PublicKey) {
 			return rq.violate(http.StatusForbidden, "unauthorized", "revocation is signed with neither an account's nor the certificate's key")
 		}
 		return nil

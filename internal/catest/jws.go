@@ -83,6 +83,7 @@ type publicKey struct {
 	crypto.PublicKey
 	jwk        string // as RFC 7638 section 3 writes it
 	thumbprint string
+	spki       string // see spki
 }
 
 // parseJWK decodes a public key.
@@ -136,7 +137,7 @@ func parseRSA(ns, es string) (publicKey, error) {
 
 func newPublicKey(pub crypto.PublicKey, jwk string) publicKey {
 	sum := sha256.Sum256([]byte(jwk))
-	return publicKey{pub, jwk, b64.EncodeToString(sum[:])}
+	return publicKey{pub, jwk, b64.EncodeToString(sum[:]), spki(pub)}
 }
 
 // spki returns a key as a map's index.
@@ -191,7 +192,7 @@ func verifyECDSA(pub *ecdsa.PublicKey, alg string, signed, sig []byte) error {
 }
 
 // verify checks how a request was made and, but for unsigned endpoints, its
-// signature. It sets the request's key, account and payload.
+// signature. It sets the request's key, account and payload. It takes mu.
 func (ca *CA) verify(rq *request) *Error {
 	if rq.endpoint.auth == unsigned {
 		return rq.checkUnsigned()
@@ -257,7 +258,7 @@ func (ca *CA) checkHeader(rq *request, h jwsHeader) *Error {
 	return nil
 }
 
-// findKey sets the request's key and account from its JWS header.
+// findKey sets the request's key and account from its JWS header. It takes mu.
 func (ca *CA) findKey(rq *request, h jwsHeader) *Error {
 	if h.KID == nil {
 		key, err := parseJWK(h.JWK)
@@ -285,7 +286,7 @@ type nonce struct {
 	used bool
 }
 
-// makeNonce returns a nonce that is good for one request. It needs ca.mu.
+// makeNonce returns a nonce that is good for one request.
 func (ca *CA) makeNonce() string {
 	ca.lastNonce++
 	n := b64.EncodeToString(fmt.Appendf(nil, "%s nonce %d", ca.Host, ca.lastNonce))
@@ -293,7 +294,7 @@ func (ca *CA) makeNonce() string {
 	return n
 }
 
-// takeNonce takes the nonce of a request out of circulation.
+// takeNonce takes the nonce of a request out of circulation. It takes mu.
 func (ca *CA) takeNonce(rq *request, value string) *Error {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -307,10 +308,18 @@ func (ca *CA) takeNonce(rq *request, value string) *Error {
 		return &Error{Status: http.StatusBadRequest, Type: "badNonce", Detail: "unknown or expired nonce"}
 	}
 	n.used = true
-	if reject := rq.cfg.NonceReject; reject != nil && reject(ca.signed) {
+	if ca.testRefusesNonce(rq, ca.signed) {
 		return &Error{Status: http.StatusBadRequest, Type: "badNonce", Detail: "nonce refused by order of the test"}
 	}
 	return nil
+}
+
+// testRefusesNonce asks the test whether it refuses the nonce of the n-th signed request.
+func (ca *CA) testRefusesNonce(rq *request, n int) (refused bool) {
+	if rq.cfg.NonceReject != nil {
+		ca.ask(func() { refused = rq.cfg.NonceReject(n) })
+	}
+	return refused
 }
 
 // decode reads the request's payload as JSON.
@@ -330,7 +339,7 @@ func (rq *request) wantRead() *Error {
 }
 
 // checkEAB verifies an external account binding (RFC 8555 section 7.3.4) and
-// returns its key id. It needs ca.mu.
+// returns its key id.
 func (ca *CA) checkEAB(rq *request, data []byte) (string, *Error) {
 	bad := func(format string, args ...any) (string, *Error) {
 		return "", rq.violate(http.StatusBadRequest, "malformed", "externalAccountBinding: "+format, args...)

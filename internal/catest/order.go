@@ -194,7 +194,7 @@ func validLabel(s string) bool {
 }
 
 // admit decides whether a new order may be made. The test's own opinion comes
-// first, since ca.mu is not held while it is asked.
+// first, since mu is not held while it is asked.
 func (ca *CA) admit(rq *request, o *order) *Error {
 	if problem := ca.testRefuses(rq, o); problem != nil {
 		return problem
@@ -540,7 +540,7 @@ func (ca *CA) accept(rq *request, c *challenge) *Error {
 	return nil
 }
 
-// settle records the outcome of a validation. It takes ca.mu.
+// settle records the outcome of a validation. It takes mu.
 func (ca *CA) settle(c *challenge, at attempt, problem *Error) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()

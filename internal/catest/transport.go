@@ -22,7 +22,7 @@ func (ca *CA) Client() *http.Client {
 
 type transport struct{ ca *CA }
 
-// An endpoint is a kind of resource. Its handler runs with ca.mu held.
+// An endpoint is a kind of resource.
 type endpoint struct {
 	name  string
 	auth  auth
@@ -46,7 +46,7 @@ var endpoints = map[string]endpoint{
 	"nonce":        {"newNonce", unsigned, (*CA).newNonce},
 	"new-account":  {"newAccount", withKey, (*CA).newAccount},
 	"new-order":    {"newOrder", withAccount, (*CA).newOrder},
-	"revoke":       {"revoke", withKeyOrAccount, (*CA).revoke},
+	"revoke":       {"revokeCert", withKeyOrAccount, (*CA).revoke},
 	"key-change":   {"keyChange", withAccount, (*CA).keyChange},
 	"renewal-info": {"renewalInfo", unsigned, (*CA).renewalInfo},
 	"account":      {"account", withAccount, (*CA).account},
@@ -73,7 +73,7 @@ type request struct {
 	account *account // nil if it was signed with a key of no account
 	payload []byte   // empty for a POST-as-GET
 
-	after      func()   // called without ca.mu before the reply is returned, if set
+	after      func()   // called without mu before the reply is returned, if set
 	violations []string // why the test fails
 }
 
@@ -154,7 +154,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// enter logs a request and returns the fault that befalls it, if any.
+// enter logs a request and returns the fault that befalls it, if any. It takes mu.
 func (ca *CA) enter(rq *request) (*Request, Response) {
 	ca.mu.Lock()
 	entry := &Request{Time: rq.now, Endpoint: rq.endpoint.name, URL: rq.url}
@@ -171,7 +171,7 @@ func (ca *CA) enter(rq *request) (*Request, Response) {
 	return entry, script(rq.endpoint.name, n, rq.http)
 }
 
-// leave completes a reply and notes what the client was told by it.
+// leave completes a reply and notes what the client was told by it. It takes mu.
 func (ca *CA) leave(rq *request, entry *Request, res *http.Response) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -193,7 +193,7 @@ func (ca *CA) report(rq *request) {
 	}
 }
 
-// answer is what the CA does with a request when no fault interferes.
+// answer is what the CA does with a request when no fault interferes. It takes mu.
 func (ca *CA) answer(rq *request) *http.Response {
 	rq.now = time.Now() // a fault may have kept the request waiting
 	rep, problem := ca.handle(rq)
@@ -222,7 +222,7 @@ func (ca *CA) answer(rq *request) *http.Response {
 	return newResponse(rq.http, rep.status, rep.header, body)
 }
 
-// handle checks a request and has it handled.
+// handle checks a request and has it handled. It takes mu.
 func (ca *CA) handle(rq *request) (*reply, *Error) {
 	if rq.http.Header.Get("User-Agent") == "" {
 		return nil, rq.violate(http.StatusBadRequest, "malformed", "no User-Agent (RFC 8555 section 6.1)")
@@ -264,7 +264,7 @@ func newResponse(r *http.Request, status int, header http.Header, body []byte) *
 	return res
 }
 
-// checkPolite notes a violation if the client was told to come later. It needs ca.mu.
+// checkPolite notes a violation if the client was told to come later.
 //
 // Several requests for what many orders share, newOrder say, may be on their
 // way when the first of them is told to come later. Those of the same instant
@@ -281,7 +281,7 @@ func (ca *CA) checkPolite(rq *request) {
 	}
 }
 
-// noteRetryAfter keeps a reply's Retry-After for checkPolite. It needs ca.mu.
+// noteRetryAfter keeps a reply's Retry-After for checkPolite.
 func (ca *CA) noteRetryAfter(rq *request, res *http.Response) {
 	resources := rq.resources()
 	limited := res.StatusCode == http.StatusTooManyRequests && res.Header.Get("Content-Type") == "application/problem+json"
@@ -312,7 +312,7 @@ func (ca *CA) noteRetryAfter(rq *request, res *http.Response) {
 // single reports whether the endpoint's URLs name one resource each.
 func (e endpoint) single() bool {
 	switch e.name {
-	case "directory", "newNonce", "newAccount", "newOrder", "revoke", "keyChange":
+	case "directory", "newNonce", "newAccount", "newOrder", "revokeCert", "keyChange":
 		return false
 	}
 	return true

@@ -85,7 +85,7 @@ func (ca *CA) validate(at attempt, perspective int) *Error {
 	case "tls-alpn-01":
 		return ca.validateTLS(ctx, at, perspective)
 	case "http-01":
-		return validateHTTP(ctx, at, perspective)
+		return ca.validateHTTP(ctx, at, perspective)
 	case "dns-01":
 		return validateDNS(at)
 	case "dns-persist-01":
@@ -223,7 +223,7 @@ func sans(cert *x509.Certificate) []string {
 }
 
 // validateHTTP is RFC 8555 section 8.3. Redirects are not followed.
-func validateHTTP(ctx context.Context, at attempt, perspective int) *Error {
+func (ca *CA) validateHTTP(ctx context.Context, at attempt, perspective int) *Error {
 	from, to := at.addrs(perspective, 80)
 	if at.cfg.HTTP == nil {
 		return unreachable("connection", "%v: connection refused", to)
@@ -239,12 +239,10 @@ func validateHTTP(ctx context.Context, at attempt, perspective int) *Error {
 	r.RequestURI = r.URL.Path
 	r.RemoteAddr = from.String()
 	r.Header.Set("User-Agent", "catest")
-	w := httptest.NewRecorder()
-	at.cfg.HTTP.ServeHTTP(w, r)
-	if ctx.Err() != nil {
+	res, err := ca.serveHTTP(at.cfg.HTTP, r)
+	if err != nil {
 		return unreachable("connection", "%v: timeout after connect", to)
 	}
-	res := w.Result()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		return unreachable("connection", "%v: %v", to, err)
@@ -256,6 +254,22 @@ func validateHTTP(ctx context.Context, at attempt, perspective int) *Error {
 		return unauthorized("%v: the key authorization file from the server did not match this challenge: %q", to, got)
 	}
 	return nil
+}
+
+// serveHTTP has a request of the CA handled, for as long as its context lasts.
+func (ca *CA) serveHTTP(handler http.Handler, r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	done := make(chan struct{})
+	ca.running.Go(func() {
+		defer close(done)
+		handler.ServeHTTP(w, r)
+	})
+	select {
+	case <-done:
+		return w.Result(), nil
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
 }
 
 // lookup returns the TXT records of a name.
