@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"strconv"
 )
 
 // A Fault decides what becomes of a request, the nth to its endpoint, counted
@@ -86,7 +85,6 @@ func LoseReply(_ http.ResponseWriter, r *http.Request, ca http.Handler) {
 // connection.
 func Truncate(w http.ResponseWriter, r *http.Request, ca http.Handler) {
 	a := ask(ca, r)
-	a.Header.Set("Content-Length", strconv.Itoa(len(a.Body)))
 	a.Body = a.Body[:len(a.Body)/2]
 	a.send(w)
 	http.NewResponseController(w).Flush() // the panic takes what was not sent

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math/big"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/crypto/acme"
@@ -105,6 +106,40 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+// A gate holds up what is written while it is shut.
+type gate struct {
+	sync.Mutex
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	g.Lock()
+	defer g.Unlock()
+	return len(p), nil
+}
+
+// waiting returns how many wait for a line of the log.
+func waiting(s *Server) int {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	return len(s.log.waiters)
+}
+
+// What Pebble printed must be counted however slowly it is read.
+func TestFlush(t *testing.T) {
+	var g gate
+	s := New(t, Config{AlwaysValid: true, Log: &g})
+	c := newClient(t, s, s.Directory())
+	g.Lock()
+	c.issue("a.test")
+	issued := make(chan int, 1)
+	go func() { issued <- len(s.Issued()) }()
+	eventually(func() bool { return waiting(s) > 0 || len(issued) > 0 })
+	g.Unlock()
+	if n := <-issued; n != 1 {
+		t.Errorf("Issued = %d certificates, want 1", n)
+	}
+}
+
 func TestWaitLog(t *testing.T) {
 	s := New(t, Config{AlwaysValid: true})
 	c := newClient(t, s, s.Directory())
@@ -125,7 +160,7 @@ func TestWaitLog(t *testing.T) {
 	if err := s.WaitLog(ctx, "no such line"); !errors.Is(err, context.Canceled) {
 		t.Errorf("WaitLog for a line that never comes = %v, want context.Canceled", err)
 	}
-	if n := len(s.log.waiters); n != 0 {
+	if n := waiting(s); n != 0 {
 		t.Errorf("%d waiters are left", n)
 	}
 }

@@ -347,6 +347,22 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+func TestRestartFails(t *testing.T) {
+	s := New(t, Config{AlwaysValid: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Restart(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Restart = %v, want context.Canceled", err)
+	}
+	if s.child != nil {
+		t.Error("Pebble runs after a Restart that failed")
+	}
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	newClient(t, s, s.Directory()).issue("a.test")
+}
+
 func TestStartMany(t *testing.T) {
 	servers := make([]*Server, 6)
 	var started sync.WaitGroup
@@ -457,6 +473,32 @@ func TestClaimPorts(t *testing.T) {
 		}
 		taken[p.base] = true
 	}
+}
+
+func TestClaimBlock(t *testing.T) {
+	p, err := claimPorts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := claimBlock(p.base); again != nil {
+		again.release()
+		t.Error("a block that is held is claimed again")
+	}
+	user, err := net.Listen("tcp", loopback(p.tls()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.release()
+	if again := claimBlock(p.base); again != nil {
+		again.release()
+		t.Error("a block with a port in use is claimed")
+	}
+	user.Close()
+	again := claimBlock(p.base)
+	if again == nil {
+		t.Fatal("a block that was released is not claimed")
+	}
+	again.release()
 }
 
 func TestAPICert(t *testing.T) {

@@ -36,17 +36,25 @@ func (p *ports) dns() int        { return p.base + 5 }
 func claimPorts() (*ports, error) {
 	first := rand.IntN(portBlocks)
 	for i := range portBlocks {
-		base := firstPort + (first+i)%portBlocks*portBlock
-		guard, err := net.Listen("tcp", loopback(base))
-		if err != nil {
-			continue
+		if p := claimBlock(firstPort + (first+i)%portBlocks*portBlock); p != nil {
+			return p, nil
 		}
-		if allFree(base+1, base+portBlock) {
-			return &ports{guard, base}, nil
-		}
-		guard.Close()
 	}
 	return nil, errors.New("no free ports on 127.0.0.1")
+}
+
+// claimBlock returns nil for a block that somebody else claimed, or uses a port
+// of.
+func claimBlock(base int) *ports {
+	guard, err := net.Listen("tcp", loopback(base))
+	if err != nil {
+		return nil
+	}
+	if !allFree(base+1, base+portBlock) {
+		guard.Close()
+		return nil
+	}
+	return &ports{guard, base}
 }
 
 func (p *ports) release() { p.guard.Close() }

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -135,7 +137,14 @@ func TestHang(t *testing.T) {
 func TestHangClose(t *testing.T) {
 	_, p, c := newProxy(t)
 	came := make(chan struct{})
+	var ended atomic.Bool
 	p.SetFault(on(NewOrder, func(w http.ResponseWriter, r *http.Request, ca http.Handler) {
+		defer func() {
+			for range 1000 {
+				runtime.Gosched() // give a Close that does not wait its chance
+			}
+			ended.Store(true)
+		}()
 		close(came)
 		Hang(w, r, ca)
 	}))
@@ -147,6 +156,9 @@ func TestHangClose(t *testing.T) {
 	})
 	<-came
 	p.Close()
+	if !ended.Load() {
+		t.Error("Close returned before a request's end")
+	}
 	ordering.Wait()
 }
 
