@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 )
 
-// minCompact is the size below which a file is never rewritten for being dead.
-const minCompact = 64 << 10
+const (
+	minCompact = 64 << 10 // bytes; a smaller file is never rewritten for being dead
+	maxCopies  = 3        // tries of one compaction whose copy others remove
+)
 
 var errClosing = errors.New("log is being closed")
 
@@ -23,7 +26,7 @@ func (l *Log) bloated(size int64) bool {
 // compactInPassing rewrites the file, or puts it off until the file, of the
 // given size now, has grown by half. The caller has the compaction slot.
 func (l *Log) compactInPassing(fl *file, size int64) {
-	err := l.rewriteBeside(fl)
+	err := l.compactFile(fl)
 	if err == nil {
 		size = 0
 	} else if !errors.Is(err, errClosing) {
@@ -40,9 +43,20 @@ func (l *Log) Compact() error {
 	l.takeSlot(true)
 	defer l.freeSlot()
 	if fl := l.attached(); fl != nil {
-		return l.rewriteBeside(fl)
+		return l.compactFile(fl)
 	}
 	return nil
+}
+
+// compactFile is rewriteBeside, again if the copy was gone when it was done:
+// another process, opening the file, cannot tell it from one that a crash left.
+func (l *Log) compactFile(fl *file) (err error) {
+	for range maxCopies {
+		if err = l.rewriteBeside(fl); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return err
 }
 
 // takeSlot takes the place of the one compaction that may run at a time. It

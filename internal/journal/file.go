@@ -122,6 +122,28 @@ func syncDir(dir string) error {
 	return err
 }
 
+// checkType refuses a folder or a device before anything is made beside it.
+func (fl *file) checkType() error {
+	fi, err := os.Stat(fl.name)
+	switch {
+	case err != nil:
+		return nil // missing, or open will tell
+	case fi.IsDir():
+		return &fs.PathError{Op: "open", Path: fl.name, Err: errors.New("is a directory")}
+	case !fi.Mode().IsRegular():
+		return &fs.PathError{Op: "open", Path: fl.name, Err: errors.New("not a regular file")}
+	}
+	return nil
+}
+
+// checkMode warns of a file that others may look into or write to.
+func (fl *file) checkMode() {
+	fi, err := os.Stat(fl.name)
+	if err == nil && runtime.GOOS != "windows" && fi.Mode().Perm()&0o077 != 0 {
+		fl.warn(fmt.Errorf("%s holds private keys and has mode %v", fl.name, fi.Mode()))
+	}
+}
+
 // lock waits until no other process uses the file, and makes its folder if
 // that is gone. The lock is on a file beside it, which is opened each time: if
 // somebody removed the folder, a lock that we still held open would be one
@@ -177,14 +199,6 @@ func (fl *file) current() bool {
 func (fl *file) open() (*file, error) {
 	f, err := os.OpenFile(fl.name, os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
-	}
-	fi, err := f.Stat()
-	if err == nil && !fi.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: fl.name, Err: errors.New("not a regular file")}
-	}
-	if err != nil {
-		f.Close()
 		return nil, err
 	}
 	return &file{name: fl.name, opts: fl.opts, fail: fl.fail, handle: handle{f: f, unlisted: true}}, nil
@@ -337,8 +351,12 @@ func (fl *file) sync() error {
 
 // temp makes a new empty file beside the file, of its mode.
 func (fl *file) temp() (tmp *os.File, err error) {
+	dir, base := filepath.Split(fl.name)
 	err = fl.step("temp", func() error {
-		tmp, err = os.CreateTemp(filepath.Dir(fl.name), filepath.Base(fl.name)+".*"+tempSuffix)
+		if err := makeDir(filepath.Clean(dir)); err != nil {
+			return err
+		}
+		tmp, err = os.CreateTemp(dir, base+".*"+tempSuffix)
 		return err
 	})
 	if err != nil || runtime.GOOS == "windows" {
@@ -378,8 +396,8 @@ func (fl *file) replace(tmp *os.File, size int64) error {
 }
 
 // removeTemps removes what rewrites that crashed left behind. One that another
-// process is at work on may be among them: its rename will fail, and it tries
-// again later.
+// process is at work on may be among them: its rename will fail, and it copies
+// again.
 func (fl *file) removeTemps() {
 	dir, base := filepath.Split(fl.name)
 	entries, _ := os.ReadDir(dir)

@@ -226,15 +226,12 @@ func (l *Log) snapshot() []Record {
 	if len(v.changed) == 0 {
 		return rs
 	}
-	changed := index(v.changed)
+	changed := latest(v.changed)
+	replaced := index(changed)
 	rs = slices.DeleteFunc(rs, func(r Record) bool {
-		_, ok := changed[r.Key()]
+		_, ok := replaced[r.Key()]
 		return ok
 	})
-	for _, r := range changed {
-		if !r.Deleted() {
-			rs = append(rs, r)
-		}
-	}
-	return rs
+	changed = slices.DeleteFunc(changed, Record.Deleted)
+	return append(rs, changed...)
 }

@@ -172,11 +172,11 @@ func checkHeader(text string) error {
 	return fmt.Errorf("%w: %s", ErrVersion, version)
 }
 
-// index returns the last record of each key.
-func index(rs []Record) map[string]Record {
-	last := make(map[string]Record, len(rs))
-	for _, r := range rs {
-		last[r.Key()] = r
+// index returns where in rs the last record of each key is.
+func index(rs []Record) map[string]int {
+	last := make(map[string]int, len(rs))
+	for i, r := range rs {
+		last[r.Key()] = i
 	}
 	return last
 }
@@ -185,8 +185,8 @@ func index(rs []Record) map[string]Record {
 func latest(rs []Record) []Record {
 	last := index(rs)
 	kept := make([]Record, 0, len(last))
-	for _, r := range rs {
-		if last[r.Key()] == r {
+	for i, r := range rs {
+		if last[r.Key()] == i {
 			kept = append(kept, r)
 		}
 	}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"runtime"
 	"time"
 )
 
@@ -77,14 +75,13 @@ func (l *Log) attached() *file {
 // If Open fails nothing is attached, and what Apply adopted stays. A file that
 // can be read but not written is no failure: Warn is told, and Sync will be.
 func (l *Log) Open(name string, o Options) error {
-	name, err := resolve(name)
-	if err != nil {
-		return err
-	}
 	return l.openFile(&file{name: name, opts: o})
 }
 
-func (l *Log) openFile(fl *file) error {
+func (l *Log) openFile(fl *file) (err error) {
+	if fl.name, err = resolve(fl.name); err != nil {
+		return err
+	}
 	f := l.turn()
 	defer l.endTurn(f)
 	if err := l.startFile(fl); err != nil {
@@ -123,9 +120,10 @@ func (l *Log) detachLocked() {
 	l.file, l.queue, l.pending = nil, nil, nil
 }
 
+// load reads the file for the first time. The caller has the turn.
 func (l *Log) load(fl *file) error {
-	if fi, err := os.Stat(fl.name); err == nil && fi.IsDir() {
-		return &fs.PathError{Op: "open", Path: fl.name, Err: errors.New("is a directory")}
+	if err := fl.checkType(); err != nil {
+		return err
 	}
 	unlock, err := fl.lock()
 	if err != nil {
@@ -136,9 +134,7 @@ func (l *Log) load(fl *file) error {
 		return err
 	}
 	fl.removeTemps()
-	if fi, err := os.Stat(fl.name); err == nil && runtime.GOOS != "windows" && fi.Mode().Perm()&0o077 != 0 {
-		fl.warn(fmt.Errorf("%s holds private keys and has mode %v", fl.name, fi.Mode()))
-	}
+	fl.checkMode()
 	return nil
 }
 
@@ -290,7 +286,7 @@ func (l *Log) readAll(fl *file, all bool) (damaged int, err error) {
 	} else {
 		l.apply(fl, l.news(rs))
 	}
-	l.queueMissing(index(rs))
+	l.queueMissing(rs)
 	return damaged, nil
 }
 
@@ -335,13 +331,14 @@ func (l *Log) news(rs []Record) []Record {
 	return news
 }
 
-// queueMissing queues the live records that the file, whose last records are
-// have, does not hold.
-func (l *Log) queueMissing(have map[string]Record) {
+// queueMissing queues the live records that the file, which consists of rs,
+// does not hold.
+func (l *Log) queueMissing(rs []Record) {
+	last := index(rs)
 	for batch := range l.batches() {
 		var missing []Record
 		for _, r := range batch {
-			if have[r.Key()] != r {
+			if i, ok := last[r.Key()]; !ok || rs[i] != r {
 				missing = append(missing, r)
 			}
 		}
