@@ -153,7 +153,8 @@ func checkName(name string, wild bool) error {
 	if len(name) > MaxLen || wild && len(name) > MaxLen-len("*.") {
 		return errTooLong
 	}
-	// IDNA maps more than letters, full-width digits and asterisks among them.
+	// Again, because IDNA maps characters: that its result has none of those that
+	// would be refused as typed is its promise, and file names rely on it.
 	if err := checkCharacters(name); err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ var canonicalTests = []struct{ in, want string }{
 	{"例え。テスト", "xn--r8jz45g.xn--zckzah"},
 	{"例え。テスト。", "xn--r8jz45g.xn--zckzah"},
 	{"ｅｘａｍｐｌｅ.com", "example.com"},
+	{"r3---sn-x.bücher.example", "r3---sn-x.xn--bcher-kva.example"},
+	{"אב.example", "xn--4dbc.example"},
 
 	{"192.0.2.1", "192.0.2.1"},
 	{"192.0.2.1.", "192.0.2.1"},
@@ -131,8 +133,12 @@ var refusals = []struct{ in, want string }{
 	{"a" + name253, "longer than the 253"},
 	{"*.a" + name251, "longer than the 253"},
 	{strings.Repeat("a.", 10000), "longer than the 253"},
+	{strings.Repeat("\u00ad", 10000) + "a", "longer than the 253"}, // IDNA maps soft hyphens to nothing
 
 	{"\xff.example", "UTF-8"},
+	{"אa.example", "not an internationalized host name"}, // RFC 5893: both directions in a label
+	{"XN--A.example", "not an internationalized host name"},
+	{"www.xn--a.example", "not an internationalized host name"},
 	{"xn--a.example", "not an internationalized host name"},
 	{"xn--example-.com", "not an internationalized host name"},
 	{"xn--Bücher.example", "not an internationalized host name"},
@@ -331,10 +337,13 @@ func TestRegistered(t *testing.T) {
 		{"a.b.example.com", "example.com"},
 		{"*.example.com", "example.com"},
 		{"com", "com"},
+		{"uk", "uk"},
+		{"www.x.com", "x.com"},
 		{"example.co.uk", "example.co.uk"},
 		{"www.example.co.uk", "example.co.uk"},
 		{"www.example.com.au", "example.com.au"},
 		{"co.uk", "co.uk"},
+		{"*.co.uk", "co.uk"},
 		{"www.example.de", "example.de"},
 		{"192.0.2.1", "192.0.2.1"},
 		{"2001:db8:1:2:3::4", "2001:db8:1:2::/64"},

@@ -9,8 +9,8 @@ import (
 // is a name of at least two labels that can exist in the public DNS. Wildcards
 // and addresses are not plausible; those must be asked for by name.
 func Plausible(host string) bool {
-	dot := strings.LastIndexByte(host, '.')
-	if dot < 0 || host[0] == '*' || endsInNumber(host) || strings.Contains(host, ":") {
+	dot := strings.LastIndexByte(host, '.') // an IPv6 address has none
+	if dot < 0 || host[0] == '*' || endsInNumber(host) {
 		return false
 	}
 	if isSpecialUse(host[dot+1:]) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 )
@@ -49,6 +50,40 @@ func check(t *testing.T, tab *Table[cert], want map[string]*cert) {
 	}
 	if !maps.Equal(all, want) {
 		t.Fatalf("All() yields %d names that differ from the %d in the map", len(all), len(want))
+	}
+	checkShards(t, tab)
+}
+
+// checkShards checks that what the table counts is so, and that half of each
+// shard is free: a search in a full one would not end.
+func checkShards(t *testing.T, tab *Table[cert]) {
+	t.Helper()
+	for n := range tab.shards {
+		p := tab.shards[n].Load()
+		if p == nil {
+			continue
+		}
+		filled := 0
+		for i := range *p {
+			if (*p)[i].hash.Load() != 0 {
+				filled++
+			}
+		}
+		if filled != tab.filled[n] || 2*filled > len(*p) {
+			t.Fatalf("shard %d has %d of %d slots filled, counts %d", n, filled, len(*p), tab.filled[n])
+		}
+	}
+}
+
+// TestSameHash: names are told apart even if their hashes are not.
+func TestSameHash(t *testing.T) {
+	slots := make([]slot[cert], 4)
+	a := find(slots, 1, "a")
+	a.fill(1, "a")
+	b := find(slots, 1, "b")
+	b.fill(1, "b")
+	if a == b || find(slots, 1, "a") != a || find(slots, 1, "b") != b {
+		t.Error("two names with one hash share a slot")
 	}
 }
 
@@ -180,13 +215,32 @@ func TestReadersBesideWriter(t *testing.T) {
 			}
 		}
 	})
-	for i := range 20_000 {
+	for i := range 5_000 {
 		tab.Set(fmt.Sprint("watched", i%watched), &cert{i})
 		tab.Set(fmt.Sprint("other", i), &cert{i})
 		tab.Delete(fmt.Sprint("other", i-100))
 	}
 	close(done)
 	readers.Wait()
+}
+
+// TestNewName has a reader ask for each name while it is being set for the first
+// time: the race detector sees whether a slot is found before it is whole.
+func TestNewName(t *testing.T) {
+	const names = 2000
+	var tab Table[cert]
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for i := range names {
+			for tab.Get(fmt.Sprint(i)) == nil {
+				runtime.Gosched()
+			}
+		}
+	})
+	for i := range names {
+		tab.Set(fmt.Sprint(i), new(cert))
+	}
+	reader.Wait()
 }
 
 func TestGetDoesNotAllocate(t *testing.T) {
