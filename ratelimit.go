@@ -41,6 +41,7 @@ const (
 	troubleAge   = 7 * 24 * time.Hour // then a host that nobody wants is forgotten
 	clockSlack   = time.Hour          // how far back a clock may be set before it is called wrong
 	lookEvery    = time.Minute        // at the clock, whatever timers say: a suspended machine stops them
+	leastWait    = time.Millisecond   // before a host is looked at again
 	levelEvery   = time.Minute        // between records of the buckets' levels
 
 	spreadHosts = 3 // hosts of different owners refused in a row that pause their CA
@@ -386,6 +387,9 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := now.Add(lookEvery)
+	if m.closed {
+		return lookEvery
+	}
 	if m.untold {
 		m.tellLocked(now.Sub(m.told) >= watchEvery)
 		if m.untold {
@@ -509,12 +513,13 @@ func (m *Manager) requeueLocked(h *host) {
 	if h.flight != nil {
 		return // in m.renewals, m.lacking or none; it is queued again at the flight's end
 	}
-	next := m.nextLocked(h, time.Now().Round(0))
+	now := time.Now().Round(0)
+	next := m.nextLocked(h, now)
 	if next.IsZero() {
 		m.due.Remove(&h.place)
 		return
 	}
-	m.due.Set(&h.place, next)
+	m.due.Set(&h.place, later(next, now.Add(leastWait)))
 	m.pokeLocked()
 }
 

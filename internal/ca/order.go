@@ -232,9 +232,16 @@ func (r *run) resume(ctx context.Context) (bool, error) {
 // certificate, for whatever reason, it is made again as an order like any
 // other: what counts is the certificate.
 func (r *run) make(ctx context.Context) error {
-	err := r.newOrder(ctx, r.Replaces)
+	d, err := r.Directory(ctx)
+	if err != nil {
+		return err
+	}
+	if d.RenewalInfo == "" {
+		r.Replaces = "" // the member is RFC 9773's, as the resource is
+	}
+	err = r.newOrder(ctx, d, r.Replaces)
 	if _, refused := errors.AsType[*acme.Error](err); refused && r.Replaces != "" && !problemIs(err, "rateLimited") {
-		err = r.newOrder(ctx, "")
+		err = r.newOrder(ctx, d, "")
 	}
 	if problemIs(err, "invalidProfile") {
 		r.forget()
@@ -242,11 +249,7 @@ func (r *run) make(ctx context.Context) error {
 	return err
 }
 
-func (r *run) newOrder(ctx context.Context, replaces string) error {
-	d, err := r.Directory(ctx)
-	if err != nil {
-		return err
-	}
+func (r *run) newOrder(ctx context.Context, d *Directory, replaces string) error {
 	type identifier struct {
 		Type  string `json:"type"`
 		Value string `json:"value"`
