@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -103,7 +104,7 @@ func TestModel(t *testing.T) {
 			for i := range m.hosts {
 				m.hosts[i] = newHost(fmt.Sprint(i))
 			}
-			for range 5000 {
+			for range 2000 {
 				m.step(t)
 				m.check(t)
 			}
@@ -166,11 +167,22 @@ func (m *model) check(t *testing.T) {
 			t.Fatalf("Next() = the host due at %d, at %v, want %v", m.at[item.Value], when, at(first))
 		}
 	}
+	if got, want := m.q.Times(), m.times(); !slices.EqualFunc(got, want, time.Time.Equal) {
+		t.Fatalf("Times() = %v, want %v", got, want)
+	}
 	for _, h := range m.hosts {
 		if _, want := m.at[h]; h.due.Queued() != want {
 			t.Fatalf("host %s: Queued() = %v, want %v", h.name, h.due.Queued(), want)
 		}
 	}
+}
+
+func (m *model) times() []time.Time {
+	var times []time.Time
+	for _, s := range slices.Sorted(maps.Values(m.at)) {
+		times = append(times, at(s))
+	}
+	return times
 }
 
 // TestRemovedIsForgotten: the array behind the heap must not keep what was in it.

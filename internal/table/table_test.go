@@ -132,6 +132,22 @@ func TestEverySize(t *testing.T) {
 	}
 }
 
+func TestAllStops(t *testing.T) {
+	var tab Table[cert]
+	for i := range 100 {
+		tab.Set(fmt.Sprint(i), new(cert))
+	}
+	n := 0
+	for range tab.All() {
+		if n++; n == 3 {
+			break
+		}
+	}
+	if n != 3 {
+		t.Errorf("All() yields %d names to a loop that ends after 3", n)
+	}
+}
+
 // TestDeadNamesGo sets and deletes ever new names: a table that kept the dead
 // would grow with each.
 func TestDeadNamesGo(t *testing.T) {
@@ -172,7 +188,7 @@ func TestReadersBesideWriter(t *testing.T) {
 	}
 	done := make(chan struct{})
 	var readers sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		readers.Go(func() {
 			var seen [watched]int
 			for {
@@ -215,7 +231,7 @@ func TestReadersBesideWriter(t *testing.T) {
 			}
 		}
 	})
-	for i := range 5_000 {
+	for i := range 2_000 {
 		tab.Set(fmt.Sprint("watched", i%watched), &cert{i})
 		tab.Set(fmt.Sprint("other", i), &cert{i})
 		tab.Delete(fmt.Sprint("other", i-100))
