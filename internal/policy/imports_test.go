@@ -39,11 +39,11 @@ const codeRules = `
 // sides that are wrong in the same way would agree.
 const testRules = `
 	.:                 internal/catest internal/pebble
-	internal/ca:       internal/catest internal/pebble
+	internal/ca:       internal/catest internal/challenge internal/pebble
 	internal/staple:   internal/catest internal/pebble
 	internal/catest:   golang.org/x/crypto/*
 	internal/pebble:   golang.org/x/crypto/acme
-	internal/e2e:      . internal/* golang.org/x/crypto/* golang.org/x/time/rate
+	internal/e2e:      . internal/* golang.org/x/crypto/* golang.org/x/net/dns/dnsmessage golang.org/x/time/rate
 	demo:              internal/*
 	store/dir:         internal/*
 `
