@@ -2,7 +2,12 @@ package letsencrypt
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"example.com/letsencrypt/internal/bucket"
+	"example.com/letsencrypt/internal/ca"
 	"example.com/letsencrypt/internal/certs"
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/journal"
@@ -22,12 +29,12 @@ import (
 // host, the CA's directory URL, the hash of the chain or, where there can be
 // only one of a kind, onlyOne.
 const (
-	kindAccount  = "account"  // accountRecord, by directory URL
+	kindAccount  = "account"  // ca.Credentials, by directory URL
 	kindBackoff  = "backoff"  // trouble, by host
 	kindCert     = "cert"     // certRecord, by host; its fields are notBefore and notAfter in Unix seconds
 	kindChain    = "chain"    // the certificates above a leaf, [][]byte, by hash
 	kindHosts    = "hosts"    // the list, []string
-	kindLimit    = "limit"    // level, by the bucket's name
+	kindLimit    = "limit"    // bucket.Level, by the bucket's name
 	kindMoment   = "ari"      // momentRecord, by host
 	kindOrder    = "order"    // orderRecord, by host
 	kindPause    = "pause"    // pause, by directory URL
@@ -40,11 +47,6 @@ const (
 type registration struct {
 	Email   string `json:"email,omitempty"`
 	Refused bool   `json:"refused,omitempty"` // the terms of service
-}
-
-type accountRecord struct {
-	URL string `json:"url,omitempty"` // "" until the CA has answered
-	Key []byte `json:"key"`           // PKCS #8
 }
 
 type certRecord struct {
@@ -77,11 +79,27 @@ type momentRecord struct {
 // Every change to it goes through putLocked.
 type state struct {
 	registration registration
-	accounts     map[string]accountRecord
+	accounts     map[string]ca.Credentials
 	orders       map[string]orderRecord
 	pauses       map[string]pause
-	levels       map[string]level
+	levels       map[string]bucket.Level
 	list         []string // the hosts of SetHosts as they were given; nil: no list
+}
+
+// keeping is where the state goes. It is guarded by Manager.mu.
+type keeping struct {
+	kept      bool   // there is a cache file
+	told      bool   // that there is none
+	seq       uint64 // of the last record put
+	dirty     bool   // some are not known to be durable
+	flushing  bool
+	unwritten error // why they could not be written
+
+	watch    chan struct{}
+	notified time.Time // when watch was last
+	owed     bool      // something has changed since
+
+	chains map[string][][]byte // above the leaves, by hash
 }
 
 // record returns the record of a kind and name with v in it.
@@ -212,13 +230,13 @@ func check(r journal.Record) error {
 		}
 		return nil
 	case kindAccount:
-		v = new(accountRecord)
+		v = new(ca.Credentials)
 	case kindBackoff:
 		v = new(trouble)
 	case kindHosts:
 		v = new([]string)
 	case kindLimit:
-		v = new(level)
+		v = new(bucket.Level)
 	case kindMoment:
 		v = new(momentRecord)
 	case kindOrder:
@@ -298,7 +316,11 @@ func (m *Manager) applyLocked(r journal.Record) {
 	switch r.Kind() {
 	case kindAccount:
 		setOrDelete(&m.accounts, name, decode)
-		m.forgetClientLocked(name)
+		for _, a := range m.authorities {
+			if a.Directory == name {
+				a.account.Reset()
+			}
+		}
 	case kindOrder:
 		setOrDelete(&m.orders, name, decode)
 	case kindPause:
@@ -378,11 +400,11 @@ func (m *Manager) tellLocked(urgent bool) {
 		return
 	}
 	now := time.Now()
-	if !urgent && m.started && now.Sub(m.told) < watchEvery {
-		m.untold = true
+	if !urgent && m.started && now.Sub(m.notified) < watchEvery {
+		m.owed = true
 		return
 	}
-	m.told, m.untold = now, false
+	m.notified, m.owed = now, false
 	select {
 	case m.watch <- struct{}{}: // never blocks
 	default:
@@ -412,6 +434,193 @@ func (m *Manager) CacheFile(name string) error {
 	m.kept = true
 	m.mu.Unlock()
 	return nil
+}
+
+// writable returns an error if the state can't be written: then nothing is
+// ordered, lest it be lost. What is written is what the buckets hold.
+func (m *Manager) writable() error {
+	m.mu.Lock()
+	warn := !m.kept && m.watch == nil && !m.told
+	m.told = m.told || warn
+	m.putLocked(m.levelRecordsLocked()...)
+	m.mu.Unlock()
+	if warn {
+		m.logger().Warn("letsencrypt: certificates are kept in memory alone and lost when the program ends: see CacheFile")
+	}
+	if err := m.sync(); err != nil {
+		return fmt.Errorf("nothing is ordered while the state can't be written: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) addCALocked(c CA) {
+	c.Directory = cmp.Or(c.Directory, LetsEncrypt)
+	m.authorities = append(m.authorities, &authority{
+		CA:    c,
+		slots: make(chan struct{}, maxFlights),
+		account: &ca.Account{
+			Directory: c.Directory,
+			HTTP:      c.Client,
+			EAB:       c.EAB,
+			Load:      func() (ca.Credentials, bool) { return m.credentials(c.Directory) },
+			Keep:      func(cred ca.Credentials) error { return m.keepAccount(c.Directory, cred) },
+			Contact:   m.contact,
+		},
+	})
+}
+
+func (m *Manager) register(ctx context.Context, a *authority, email string, prompt func(string) bool) error {
+	if prompt != nil {
+		d, err := a.account.Reader().Directory(ctx)
+		if err != nil {
+			return err
+		}
+		if d.Meta.Terms != "" && !prompt(d.Meta.Terms) {
+			m.set(record(kindRegister, onlyOne, registration{Email: email, Refused: true}))
+			m.sync() // reports its error
+			return fmt.Errorf("%w: %s", errTerms, d.Meta.Terms)
+		}
+	}
+	m.mu.Lock()
+	had, changed := m.accounts[a.Directory].URL != "", m.registration.Email != email
+	m.setLocked(record(kindRegister, onlyOne, registration{Email: email}))
+	m.mu.Unlock()
+	client, err := a.account.Client(ctx)
+	if err == nil && had && changed {
+		err = client.Update(ctx, contact(email))
+	}
+	return err
+}
+
+var errTerms = errors.New("the terms of service were not agreed to")
+
+// contact returns the subscriber's address for a new account, or an error if
+// terms of service were refused.
+func (m *Manager) contact() ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.registration.Refused {
+		return nil, fmt.Errorf("%w: call Register", errTerms)
+	}
+	return contact(m.registration.Email), nil
+}
+
+func contact(email string) []string {
+	if email == "" {
+		return nil
+	}
+	return []string{"mailto:" + email}
+}
+
+func (m *Manager) credentials(directory string) (ca.Credentials, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	cred, ok := m.accounts[directory]
+	return cred, ok
+}
+
+// keepAccount keeps an account. Its key must be durable before the CA sees it;
+// that the CA has answered may come to be known later.
+func (m *Manager) keepAccount(directory string, cred ca.Credentials) error {
+	m.mu.Lock()
+	m.putLocked(record(kindAccount, directory, cred))
+	if m.accounts == nil {
+		m.accounts = make(map[string]ca.Credentials)
+	}
+	m.accounts[directory] = cred
+	if cred.URL != "" {
+		m.reportLocked(Event{Kind: EventAccount, CA: directory})
+	}
+	m.mu.Unlock()
+	if err := m.sync(); cred.URL == "" {
+		return err
+	}
+	return nil
+}
+
+// A job is an order to make or to take up again.
+type job struct {
+	ca.Job
+	key []byte // the certificate's, PKCS #8
+}
+
+// job returns the order for a host that was made at the CA before, or a new
+// one, which replaces the certificate that we hold from there.
+func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
+	j := &job{Job: ca.Job{Host: h.name, Profile: a.Profile, Chain: a.Chain}}
+	m.mu.Lock()
+	begun, ok := m.orders[h.name]
+	m.mu.Unlock()
+	var err error
+	if ok && begun.CA == a.Directory && begun.Account == client.KID() {
+		j.OrderURL, j.key = begun.URL, begun.Key
+		j.Key, err = parseKey(begun.Key)
+	} else {
+		j.Key, j.key, err = m.newKey()
+	}
+	if err != nil {
+		return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: err}
+	}
+	if rec, old, err := m.readCert(h.name); err == nil && rec.CA == a.Directory && rec.Account == client.KID() {
+		if leaf, err := x509.ParseCertificate(old.Certificate[0]); err == nil {
+			j.Replaces, _ = certs.ID(leaf) // without an identifier it replaces none
+		}
+	}
+	j.Keep = func(url string) error {
+		m.set(record(kindOrder, h.name, orderRecord{CA: a.Directory, Account: client.KID(), URL: url, Key: j.key}))
+		return m.sync()
+	}
+	return j, nil
+}
+
+// newKey returns a key for a certificate, and how it will be kept.
+func (m *Manager) newKey() (crypto.Signer, []byte, error) {
+	make := m.NewKey
+	if make == nil {
+		make = func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+	}
+	key, err := make()
+	if err != nil {
+		return nil, nil, fmt.Errorf("NewKey: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("NewKey made a key that can't be kept: %w", err)
+	}
+	return key, der, nil
+}
+
+// publish keeps a new certificate, durably, and serves it.
+func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, c *ca.Certificate) (*tls.Certificate, error) {
+	signer, err := parseKey(key)
+	if err != nil {
+		return nil, err
+	}
+	rec := certRecord{CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Key: key}
+	m.mu.Lock()
+	m.putLocked(certRecords(h.name, rec, c.Chain, c.Leaf)...)
+	m.mu.Unlock()
+	m.sync() // if it fails it says so, and is tried again; the certificate serves meanwhile
+	cert := &tls.Certificate{Certificate: c.Chain, PrivateKey: signer}
+	kind, now := EventObtained, time.Now().Round(0)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, kind := range []string{kindOrder, kindBackoff, kindMoment} {
+		if _, ok := m.log.Get(kind, h.name); ok {
+			m.setLocked(journal.Delete(kind, h.name))
+		}
+	}
+	if h.held() {
+		kind = EventRenewed
+	}
+	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), cert)
+	h.asked.Store(false)
+	h.poll = now.UnixNano()
+	m.newest = max(m.newest, h.notBefore)
+	m.settleLocked(a, h, nil, now)
+	m.reportLocked(Event{Kind: kind, Host: h.name, CA: a.Directory, NotAfter: c.Leaf.NotAfter, Next: time.Unix(0, h.renewal)})
+	m.tooSoonLocked(h, now)
+	return cert, nil
 }
 
 // certRecords returns the records that keep a certificate.
@@ -472,6 +681,41 @@ func (m *Manager) readChain(hash string) ([][]byte, error) {
 	}
 	m.chains[hash] = chain
 	return chain, nil
+}
+
+func (m *Manager) status(name string) HostStatus {
+	s := HostStatus{Host: name}
+	if cert := m.own.Get(name); cert != nil {
+		s.Serial, s.NotAfter = cert.Leaf.SerialNumber.Text(16), cert.Leaf.NotAfter
+		return s
+	}
+	if rec, cert, err := m.readCert(name); err == nil {
+		s.CA, s.Profile, s.Challenge = rec.CA, rec.Profile, rec.Challenge
+		if leaf, err := x509.ParseCertificate(cert.Certificate[0]); err == nil {
+			s.Serial, s.NotAfter = leaf.SerialNumber.Text(16), leaf.NotAfter
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.hosts.Get(name)
+	if h == nil {
+		return s
+	}
+	if h.held() && m.wantedLocked(h) {
+		s.Renewal = time.Unix(0, h.renewal)
+	}
+	if h.trouble != nil && h.trouble.Failures+len(h.trouble.Error) > 0 {
+		s.Retry, s.Err = h.trouble.Retry, h.trouble.cause()
+	}
+	if f := h.flight; f != nil && f.queue != nil && s.Err == nil {
+		now := time.Now().Round(0)
+		if until, err := m.openLocked(h, nil, now); err != nil {
+			s.Retry, s.Err = until, &HostError{Host: name, Err: err, Retry: until}
+		} else if m.shortage != nil {
+			s.Err = &HostError{Host: name, Err: m.shortage}
+		}
+	}
+	return s
 }
 
 func parseKey(der []byte) (crypto.Signer, error) {

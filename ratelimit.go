@@ -7,14 +7,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
+	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
+	"example.com/letsencrypt/internal/bucket"
 	"example.com/letsencrypt/internal/ca"
 	"example.com/letsencrypt/internal/certs"
+	"example.com/letsencrypt/internal/challenge"
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/queue"
@@ -47,10 +51,23 @@ const (
 	spreadHosts = 3 // hosts of different owners refused in a row that pause their CA
 )
 
-// A level is what a bucket held.
-type level struct {
-	Tokens float64   `json:"tokens"`
-	At     time.Time `json:"at"`
+// A schedule is what is due when, and what waits for what. It is guarded by
+// Manager.mu.
+type schedule struct {
+	due        queue.Queue[*host] // all that something is due for, by when
+	renewals   queue.Queue[*host] // past their moment, waiting for a token; by expiry
+	lacking    queue.Queue[*host] // without a certificate, waiting for a token; in turn
+	awaited    map[*flight]int    // flights that Manage or Renew wait for, and how many do
+	background int                // flights under way that started from a queue
+	waiters    int                // handshakes and Cert calls that wait for a flight
+	polls      int                // questions for renewal information under way
+
+	buckets  bucket.Set
+	leveled  time.Time // when their levels were last recorded
+	warned   time.Time // when the renewals were last held against Limit
+	shortage error     // what came of it
+	newest   int64     // the latest notBefore there was, in Unix seconds
+	wrong    bool      // the clock is before that
 }
 
 // The names of the buckets' records.
@@ -59,82 +76,131 @@ const (
 	bucketNew = "hosts"
 )
 
-func (m *Manager) buckets() map[string]*rate.Limiter {
-	return map[string]*rate.Limiter{bucketAll: m.limit, bucketNew: m.newHosts}
-}
-
-// wallLocked returns the time on the wall, and never one before the last that
-// the buckets were kept at: a clock set back must not fill them.
-func (m *Manager) wallLocked() time.Time {
-	now := time.Now().Round(0)
-	if now.Before(m.wall) {
-		return m.wall
+// fillBucketsLocked sets the buckets up, at the levels that were kept.
+func (m *Manager) fillBucketsLocked() {
+	m.buckets.Buckets = map[string]*rate.Limiter{bucketAll: m.Limit, bucketNew: m.NewHostLimit}
+	if m.Limit == nil {
+		m.buckets.Buckets[bucketAll] = rate.NewLimiter(rate.Every(time.Minute), 20)
 	}
-	m.wall = now
-	return now
-}
-
-// restoreLocked lowers the buckets to what they held when this Manager's state
-// was last written.
-func (m *Manager) restoreLocked() {
-	for name, lim := range m.buckets() {
-		l, ok := m.levels[name]
-		if !ok || lim == nil {
-			continue
-		}
-		if l.At.After(m.wall) {
-			m.wall = l.At
-		}
-		if spent := lim.Burst() - int(math.Floor(l.Tokens)); spent > 0 {
-			lim.AllowN(l.At, spent)
-		}
+	if m.NewHostLimit == nil && m.Allow == nil {
+		m.buckets.Buckets[bucketNew] = rate.NewLimiter(rate.Every(3*time.Hour), 20)
 	}
+	m.buckets.Restore(m.levels)
 }
 
 // levelRecordsLocked returns the records of what the buckets hold.
-func (m *Manager) levelRecordsLocked(now time.Time) []journal.Record {
+func (m *Manager) levelRecordsLocked() []journal.Record {
+	m.leveled = time.Now()
 	var rs []journal.Record
-	for name, lim := range m.buckets() {
-		if lim != nil && lim.Limit() != rate.Inf {
-			rs = append(rs, record(kindLimit, name, level{lim.TokensAt(now), now}))
-		}
+	for name, l := range m.buckets.Levels() {
+		rs = append(rs, record(kindLimit, name, l))
 	}
 	return rs
 }
 
-// takeLocked takes a token from each of the buckets that has to give one, all
-// or none. Otherwise it returns when there will be one, zero if never.
+// takeLocked takes a token for one more certificate. If there is none it
+// returns when there will be one, zero if never.
 func (m *Manager) takeLocked(unseenHost bool) (retry time.Time, ok bool) {
-	now := m.wallLocked()
-	buckets := []*rate.Limiter{m.limit}
-	if unseenHost && m.newHosts != nil {
-		buckets = append(buckets, m.newHosts)
+	if unseenHost {
+		return m.buckets.Take(bucketAll, bucketNew)
 	}
-	for _, lim := range buckets {
-		if lim.Limit() == rate.Inf {
+	return m.buckets.Take(bucketAll)
+}
+
+// takeNowLocked takes a token for a client that will not wait for one. While a
+// renewal past its moment does, the next is not the client's.
+func (m *Manager) takeNowLocked(unseenHost bool) (retry time.Time, ok bool) {
+	if m.renewals.Len() > 0 {
+		return time.Now().Add(time.Minute), false
+	}
+	return m.takeLocked(unseenHost)
+}
+
+// another takes a token for another try with another type of challenge, if
+// there is one.
+func (m *Manager) another() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, ok := m.takeNowLocked(false)
+	return ok
+}
+
+// hosted is which hosts may have certificates, and which of them were refused
+// lately. It is guarded by Manager.mu.
+type hosted struct {
+	listSet  bool             // the list is this process's, not the file's
+	badHosts map[string]error // entries of the list that are no hosts
+	onlyAddr string           // the one address on the list, if there is one
+	onlyHost string           // the one host on the list, if there is one
+	refusals map[string]refusal
+}
+
+// hostLocked returns the host with a canonical name, made if need be.
+func (m *Manager) hostLocked(name string) *host {
+	h := m.hosts.Get(name)
+	if h == nil {
+		h = &host{name: name}
+		h.place.Value = h
+		m.hosts.Set(name, h)
+	}
+	return h
+}
+
+func hostsRecord(hosts []string) journal.Record {
+	if hosts == nil {
+		return journal.Delete(kindHosts, onlyOne)
+	}
+	return record(kindHosts, onlyOne, hosts)
+}
+
+// relistLocked marks the hosts that are on the list.
+func (m *Manager) relistLocked() {
+	on := make(map[string]bool, len(m.list))
+	m.badHosts = nil
+	for _, s := range m.list {
+		name, err := hostname.Canonical(s)
+		if err == nil {
+			on[name] = true
 			continue
 		}
-		missing := 1 - lim.TokensAt(now)
-		if missing <= 0 {
-			continue
+		if m.badHosts == nil {
+			m.badHosts = make(map[string]error)
 		}
-		if lim.Limit() <= 0 || lim.Burst() < 1 {
-			return time.Time{}, false
+		m.badHosts[s] = &HostError{Host: s, Err: err}
+		m.reportLocked(Event{Kind: EventFailed, Host: s, Err: m.badHosts[s], logged: true})
+	}
+	m.onlyAddr, m.onlyHost = only(on)
+	for name, h := range m.hosts.All() {
+		if h.listed != on[name] {
+			h.listed = on[name]
+			m.requeueLocked(h)
+			m.tidyLocked(h)
 		}
-		// TokensAt rounds; a nanosecond more makes sure.
-		at := now.Add(time.Duration(missing/float64(lim.Limit())*float64(time.Second)) + 1)
-		if at.After(retry) {
-			retry = at
+		delete(on, name)
+	}
+	for name := range on {
+		h := m.hostLocked(name)
+		h.listed = true
+		m.requeueLocked(h)
+	}
+}
+
+// only returns the one address and the one host in the set, "" for none or many.
+func only(hosts map[string]bool) (addr, host string) {
+	addrs := 0
+	for name := range hosts {
+		host = name
+		if _, ok := hostname.IsAddr(name); ok {
+			addr, addrs = name, addrs+1
 		}
 	}
-	if !retry.IsZero() {
-		return retry, false
+	if addrs != 1 {
+		addr = ""
 	}
-	for _, lim := range buckets {
-		lim.AllowN(now, 1)
+	if len(hosts) != 1 {
+		host = ""
 	}
-	m.spent = true
-	return time.Time{}, true
+	return addr, host
 }
 
 // A verdict is what the program's settings say of a host.
@@ -164,6 +230,21 @@ func (m *Manager) judgeLocked(name string, h *host) verdict {
 		return stranger
 	}
 	return refused
+}
+
+// wantedLocked reports whether a host is to have a certificate at all times.
+func (m *Manager) wantedLocked(h *host) bool {
+	if m.own.Get(h.name) != nil {
+		return false
+	}
+	asked := h.asked.Load()
+	if !h.listed && !h.managed && !asked || m.judgeLocked(h.name, h) == refused {
+		return false
+	}
+	if _, begun := m.orders[h.name]; h.held() || h.managed || begun {
+		return true
+	}
+	return h.listed && (m.eager || asked)
 }
 
 // A refusal is an answer of Allow's, remembered lest strangers make us ask
@@ -208,6 +289,75 @@ func undecided(err error) bool {
 	return ok
 }
 
+// admitted asks Allow about a client's host and takes its token.
+func (m *Manager) admitted(f *flight, conn net.Conn) *HostError {
+	ctx := m.ctx
+	if conn != nil {
+		ctx = context.WithValue(ctx, clientKey{}, conn.RemoteAddr())
+	}
+	if err := m.allow(ctx, f.host.name); err != nil {
+		return &HostError{Host: f.host.name, Err: err}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if retry, ok := m.takeNowLocked(!f.host.held() && f.host.trouble == nil); !ok {
+		return &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry}
+	}
+	return nil
+}
+
+// ClientAddr returns the address of the client whose handshake asks, in the
+// context that Allow is called with. It is nil if no client does: before a
+// renewal, or for Cert and Manage.
+func ClientAddr(ctx context.Context) net.Addr {
+	addr, _ := ctx.Value(clientKey{}).(net.Addr)
+	return addr
+}
+
+type clientKey struct{}
+
+// AskURL returns an Allow that asks a web service: it sends GET to the URL with
+// domain=host added to its query, and allows the host if the status is 2xx. A
+// service that can't be reached, answers with 5xx or takes more than ten
+// seconds refuses for now, which stops a new host but no renewal. Redirects are
+// not followed.
+func AskURL(url string) func(ctx context.Context, host string) error {
+	client := &http.Client{
+		Timeout:       askTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return func(ctx context.Context, host string) error { return ask(ctx, client, url, host) }
+}
+
+const askTimeout = 10 * time.Second
+
+func ask(ctx context.Context, client *http.Client, service, host string) error {
+	u, err := url.Parse(service)
+	if err != nil {
+		return err
+	}
+	q := u.Query()
+	q.Set("domain", host)
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return err // a *url.Error, which is a net.Error
+	}
+	defer res.Body.Close()
+	io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10)) // so that the connection can be used again
+	switch {
+	case res.StatusCode/100 == 2:
+		return nil
+	case res.StatusCode >= 500:
+		return &url.Error{Op: "Get", URL: service, Err: errors.New(res.Status)}
+	}
+	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, service, res.Status)
+}
+
 // A trouble is what is known of a host's failures since it last succeeded.
 type trouble struct {
 	Failures int                  `json:"failures,omitempty"`
@@ -218,6 +368,13 @@ type trouble struct {
 	Limits   map[string]time.Time `json:"limits,omitempty"` // CAs that limit this host, and until when
 
 	err error // as it came; after a restart what Error says
+}
+
+func (t *trouble) cause() error {
+	if t.err == nil {
+		t.err = errors.New(t.Error)
+	}
+	return t.err
 }
 
 // A pause is what is known of a CA's failures since it last worked.
@@ -236,6 +393,9 @@ func backoff(n int, first, most time.Duration) time.Duration {
 	}
 	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
 }
+
+// errPaused goes before the reason why a CA is not asked.
+var errPaused = errors.New("not asked for now")
 
 // admitLocked returns an error and a time if f may not order at the CA now.
 // After a pause one flight goes ahead to see whether the CA works again, and
@@ -259,16 +419,6 @@ func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (
 	return time.Time{}, nil
 }
 
-// errPaused goes before the reason why a CA is not asked.
-var errPaused = errors.New("not asked for now")
-
-func (t *trouble) cause() error {
-	if t.err == nil {
-		t.err = errors.New(t.Error)
-	}
-	return t.err
-}
-
 // openLocked returns nil if some CA takes an order for the host now; f then is
 // the flight that will make it. Else it returns when the first will, and why
 // none does. A nil h asks for hosts in general.
@@ -283,6 +433,30 @@ func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time
 		errs = append(errs, fmt.Errorf("%s: %w", a.Directory, err))
 	}
 	return until, errors.Join(errs...)
+}
+
+// settle notes how the CA did, and returns when it may be asked again about
+// this host and whether another CA may do better.
+func (m *Manager) settle(f *flight, a *authority, err error) (retry time.Time, another bool) {
+	fault, ok := errors.AsType[*ca.Failure](err)
+	if !ok {
+		return time.Time{}, false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now().Round(0)
+	m.settleLocked(a, f.host, fault, now)
+	switch fault.Class {
+	case ca.Ours, ca.Validation:
+		return time.Time{}, false
+	case ca.Fault, ca.Network:
+		return m.pauses[a.Directory].Until, true
+	case ca.Paused:
+		return now.Add(personMost), true
+	case ca.Limited:
+		return now.Add(max(fault.Retry, backoffFirst)), true
+	}
+	return time.Time{}, true
 }
 
 // settleLocked notes how a CA did: whether it works, and whether it limits us.
@@ -345,6 +519,33 @@ func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.T
 	m.pauseLocked(a, pause{Failures: 1, Until: first}, f)
 }
 
+// orderFailed notes that an order failed, and with what type of challenge, and
+// adds to the CA's words what we saw of it.
+func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, begun := m.orders[h.name]; begun && !f.Resumable() {
+		m.setLocked(journal.Delete(kindOrder, h.name))
+	}
+	if typ == "" || f.Class != ca.Validation {
+		return f
+	}
+	t := new(trouble)
+	if h.trouble != nil {
+		*t = *h.trouble
+	}
+	t.Failed = maps.Clone(t.Failed)
+	if t.Failed == nil {
+		t.Failed = make(map[string]time.Time)
+	}
+	t.Failed[typ] = time.Now().Round(0)
+	h.trouble = t // it is kept with the failure of the whole attempt
+	if v, ok := errors.AsType[*ca.ValidationError](f); ok && !v.Arrived {
+		return fmt.Errorf("%w; %s", f, challenge.Advice(typ, h.name, m.tlsReady))
+	}
+	return f
+}
+
 // failedLocked notes that an attempt for a host failed, and when to try again.
 func (m *Manager) failedLocked(h *host, err *HostError, now time.Time) {
 	t := &trouble{Failures: 1}
@@ -364,6 +565,111 @@ func (m *Manager) failedLocked(h *host, err *HostError, now time.Time) {
 	m.setLocked(record(kindBackoff, h.name, t))
 	h.trouble = t // with err whole
 	m.reportLocked(Event{Kind: EventFailed, Host: h.name, CA: err.CA, Err: err, NotAfter: h.expiry(), Next: t.Retry})
+}
+
+// joinLocked has a client wait for the flight that obtains a host's
+// certificate, and starts it if there is none. Whatever speaks against that is
+// told at once: no client waits for a token.
+func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
+	h, now := m.hosts.Get(name), time.Now().Round(0)
+	v := m.judgeLocked(name, h)
+	fail := func(err error, retry time.Time) (*flight, error) {
+		return nil, &HostError{Host: name, Err: err, Retry: retry}
+	}
+	switch {
+	case m.closed:
+		return nil, http.ErrServerClosed
+	case v == refused:
+		return fail(ErrHostNotAllowed, time.Time{})
+	case m.waiters >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
+		return fail(errBusy, now.Add(time.Second))
+	}
+	if h != nil && h.flight != nil && h.flight.queue == nil {
+		return m.countedLocked(h.flight), nil
+	}
+	if m.clockWrongLocked(now) {
+		return fail(clockError(now, m.newest), time.Time{})
+	}
+	if h != nil && now.Before(h.retry()) {
+		return nil, &HostError{Host: name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.retry()}
+	}
+	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
+		return fail(r.err, r.until)
+	}
+	if until, err := m.openLocked(h, nil, now); err != nil {
+		return fail(err, until)
+	}
+	if v != asking || h != nil && h.flight != nil { // else the flight asks, and then takes it
+		if retry, ok := m.takeNowLocked(v == stranger); !ok {
+			return fail(ErrRateLimited, retry)
+		}
+	}
+	h = m.hostLocked(name)
+	h.asked.Store(true)
+	if f := h.flight; f != nil {
+		m.startLocked(f)
+		return m.countedLocked(f), nil
+	}
+	f := &flight{host: h, done: make(chan struct{})}
+	m.due.Remove(&h.place)
+	h.flight = f
+	m.goLocked(func() { m.fly(f, v == asking, conn) })
+	return m.countedLocked(f), nil
+}
+
+func (m *Manager) countedLocked(f *flight) *flight {
+	f.waiters++
+	m.waiters++
+	return f
+}
+
+var (
+	errWait = errors.New("the order takes longer than a client may wait; it goes on")
+	errBusy = errors.New("too many clients wait for certificates")
+)
+
+// manage returns the flight that obtains a certificate for a host of the
+// program's naming, nil if it has one and that is not to be replaced.
+func (m *Manager) manage(name string, renew bool) (*flight, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, http.ErrServerClosed
+	}
+	h := m.hostLocked(name)
+	was := h.managed
+	h.managed = h.managed || !renew
+	now := time.Now().Round(0)
+	switch {
+	case m.judgeLocked(name, h) == refused:
+		h.managed = was
+		m.tidyLocked(h)
+		return nil, &HostError{Host: name, Err: ErrHostNotAllowed}
+	case h.flight != nil:
+	case !renew && (now.Before(h.expiry()) || m.own.Get(name) != nil):
+		m.requeueLocked(h)
+		return nil, nil
+	case !renew && now.Before(h.retry()):
+		return nil, &HostError{Host: name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.retry()}
+	default:
+		m.readyLocked(h, now)
+	}
+	if m.awaited == nil {
+		m.awaited = make(map[*flight]int)
+	}
+	m.awaited[h.flight]++
+	m.pokeLocked()
+	return h.flight, nil
+}
+
+func (m *Manager) await(ctx context.Context, f *flight) error {
+	_, err := f.wait(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.awaited[f]--; m.awaited[f] <= 0 {
+		delete(m.awaited, f)
+	}
+	return err
 }
 
 // loop is the Manager's one goroutine that lives as long as the Manager does.
@@ -390,11 +696,9 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 	if m.closed {
 		return lookEvery
 	}
-	if m.untold {
-		m.tellLocked(now.Sub(m.told) >= watchEvery)
-		if m.untold {
-			next = earliest(next, m.told.Add(watchEvery))
-		}
+	if m.owed {
+		m.tellLocked(false)
+		next = earliest(next, m.notified.Add(watchEvery))
 	}
 	m.housekeepLocked(now)
 	for item := m.due.Pop(now); item != nil; item = m.due.Pop(now) {
@@ -416,6 +720,13 @@ func earliest(a, b time.Time) time.Time {
 	return b
 }
 
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // housekeepLocked does what is done by the minute.
 func (m *Manager) housekeepLocked(now time.Time) {
 	for _, name := range m.own.Expire(now) {
@@ -424,9 +735,8 @@ func (m *Manager) housekeepLocked(now time.Time) {
 			m.requeueLocked(h)
 		}
 	}
-	if now.Sub(m.leveled) >= levelEvery && m.spent {
-		m.leveled, m.spent = now, false
-		m.putLocked(m.levelRecordsLocked(m.wallLocked())...)
+	if now.Sub(m.leveled) >= levelEvery && m.buckets.Spent() {
+		m.putLocked(m.levelRecordsLocked()...)
 	}
 	if m.dirty && !m.flushing {
 		m.flushing = m.goLocked(func() {
@@ -442,10 +752,10 @@ func (m *Manager) housekeepLocked(now time.Time) {
 // we hold were made. Nothing is ordered by such a clock.
 func (m *Manager) clockWrongLocked(now time.Time) bool {
 	wrong := now.Unix() < m.newest-int64(clockSlack/time.Second)
-	if wrong && !m.clockWrong {
+	if wrong && !m.wrong {
 		m.reportLocked(Event{Kind: EventFailed, Err: clockError(now, m.newest)})
 	}
-	m.clockWrong = wrong
+	m.wrong = wrong
 	return wrong
 }
 
@@ -499,13 +809,6 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 		return time.Time{} // until somebody asks for it
 	}
 	return later(later(expiry, h.retry()), now).Add(troubleAge + time.Second)
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // requeueLocked puts a host in the queue for what is next due for it.
@@ -612,76 +915,11 @@ func (m *Manager) warnLocked(now time.Time) {
 		need = max(need, float64(n)/left)
 	}
 	m.shortage = nil
-	if need > float64(m.limit.Limit()) {
+	if need > float64(m.buckets.Buckets[bucketAll].Limit()) {
 		m.shortage = fmt.Errorf("%w: %d renewals wait and some certificates will die first: set Limit to one every %v or faster, within what the CA allows",
 			ErrRateLimited, n, time.Duration(float64(time.Second)/need).Truncate(time.Millisecond))
 		m.reportLocked(Event{Kind: EventLimit, Err: m.shortage})
 	}
-}
-
-// joinLocked has a client wait for the flight that obtains a host's
-// certificate, and starts it if there is none. Whatever speaks against that is
-// told at once: no client waits for a token.
-func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
-	h, now := m.hosts.Get(name), time.Now().Round(0)
-	v := m.judgeLocked(name, h)
-	fail := func(err error, retry time.Time) (*flight, error) {
-		return nil, &HostError{Host: name, Err: err, Retry: retry}
-	}
-	switch {
-	case m.closed:
-		return nil, http.ErrServerClosed
-	case v == refused:
-		return fail(ErrHostNotAllowed, time.Time{})
-	case m.waiters >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
-		return fail(errBusy, now.Add(time.Second))
-	}
-	if h != nil && h.flight != nil && h.flight.queue == nil {
-		return m.countedLocked(h.flight), nil
-	}
-	if m.clockWrongLocked(now) {
-		return fail(clockError(now, m.newest), time.Time{})
-	}
-	if h != nil && now.Before(h.retry()) {
-		return nil, &HostError{Host: name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.retry()}
-	}
-	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
-		return fail(r.err, r.until)
-	}
-	if until, err := m.openLocked(h, nil, now); err != nil {
-		return fail(err, until)
-	}
-	if v != asking || h != nil && h.flight != nil { // else the flight asks, and then takes it
-		if retry, ok := m.takeNowLocked(v == stranger); !ok {
-			return fail(ErrRateLimited, retry)
-		}
-	}
-	h = m.hostLocked(name)
-	h.asked.Store(true)
-	if f := h.flight; f != nil {
-		m.startLocked(f)
-		return m.countedLocked(f), nil
-	}
-	f := &flight{host: h, done: make(chan struct{})}
-	m.due.Remove(&h.place)
-	h.flight = f
-	m.goLocked(func() { m.fly(f, v == asking, conn) })
-	return m.countedLocked(f), nil
-}
-
-// takeNowLocked takes a token for a client that will not wait for one. While a
-// renewal past its moment does, the next is not the client's.
-func (m *Manager) takeNowLocked(unseenHost bool) (retry time.Time, ok bool) {
-	if m.renewals.Len() > 0 {
-		return time.Now().Add(time.Minute), false
-	}
-	return m.takeLocked(unseenHost)
-}
-
-func (m *Manager) countedLocked(f *flight) *flight {
-	f.waiters++
-	m.waiters++
-	return f
 }
 
 // startLocked starts a flight that has its token and waited for it in a queue.
@@ -692,21 +930,24 @@ func (m *Manager) startLocked(f *flight) {
 	m.goLocked(func() { m.fly(f, false, nil) })
 }
 
-// admitted asks Allow about a client's host and takes its token.
-func (m *Manager) admitted(f *flight, conn net.Conn) *HostError {
-	ctx := m.ctx
-	if conn != nil {
-		ctx = context.WithValue(ctx, clientKey{}, conn.RemoteAddr())
+// fly is a flight: it asks Allow, if it must, and the CAs.
+func (m *Manager) fly(f *flight, ask bool, conn net.Conn) {
+	if ask {
+		if err := m.admitted(f, conn); err != nil {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			f.host.asked.Store(false)
+			m.landLocked(f, nil, err)
+			return
+		}
 	}
-	if err := m.allow(ctx, f.host.name); err != nil {
-		return &HostError{Host: f.host.name, Err: err}
-	}
+	cert, err := m.obtain(f)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if retry, ok := m.takeNowLocked(!f.host.held() && f.host.trouble == nil); !ok {
-		return &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry}
+	if err != nil && m.ctx.Err() == nil {
+		m.failedLocked(f.host, err, time.Now().Round(0))
 	}
-	return nil
+	m.landLocked(f, cert, err)
 }
 
 // landLocked ends a flight, whether it ever started or not.
@@ -730,21 +971,31 @@ func (m *Manager) landLocked(f *flight, cert *tls.Certificate, err *HostError) {
 		f.err = err
 	}
 	close(f.done)
-	if !h.held() && !h.listed && !h.managed && h.trouble == nil {
-		m.due.Remove(&h.place)
-		m.hosts.Delete(h.name) // nothing is left to know of it
-	} else {
-		m.requeueLocked(h)
-	}
+	m.requeueLocked(h)
+	m.tidyLocked(h)
 	m.pokeLocked()
 }
 
 // tidyLocked forgets a host that there is nothing to know of any more.
 func (m *Manager) tidyLocked(h *host) {
-	if !h.held() && !h.listed && !h.managed && h.trouble == nil && h.flight == nil {
-		m.due.Remove(&h.place)
-		m.hosts.Delete(h.name)
+	_, begun := m.orders[h.name]
+	if h.held() || h.listed || h.managed || h.trouble != nil || h.flight != nil || begun {
+		return
 	}
+	m.due.Remove(&h.place)
+	m.hosts.Delete(h.name)
+}
+
+// dropLocked forgets a host that nobody wants.
+func (m *Manager) dropLocked(h *host) {
+	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder} {
+		if _, ok := m.log.Get(kind, h.name); ok {
+			m.putLocked(journal.Delete(kind, h.name))
+		}
+	}
+	delete(m.orders, h.name)
+	m.due.Remove(&h.place)
+	m.hosts.Delete(h.name)
 }
 
 // pollLocked asks the CA that issued a host's certificate when to renew it.
@@ -788,7 +1039,7 @@ func (m *Manager) renewalInfo(name string) (info ca.RenewalInfo, id string, err 
 	}
 	for _, a := range m.authorities {
 		if a.Directory == rec.CA {
-			info, err = a.reader.RenewalInfo(m.ctx, id)
+			info, err = a.account.Reader().RenewalInfo(m.ctx, id)
 			return info, id, err
 		}
 	}

@@ -8,20 +8,35 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"example.com/letsencrypt/internal/ca"
 	"example.com/letsencrypt/internal/challenge"
+	"example.com/letsencrypt/internal/event"
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/queue"
 )
+
+// What bounds a connection.
+const (
+	handshakeTimeout = 10 * time.Second // for a hello to arrive, or for the rest of a handshake that waited
+	idleTimeout      = 2 * time.Minute
+)
+
+// serving is how clients and validations reach us. It is guarded by Manager.mu.
+type serving struct {
+	eager     bool // what the list lacks is obtained unasked
+	tlsReady  bool // tls-alpn-01 validations are sure to reach us
+	httpReady bool // the same for http-01
+	servers   []*http.Server
+}
 
 // helloName returns the canonical name of the host that a client asks for. For
 // one that names none it is the address that the client reached, if listed,
@@ -48,22 +63,75 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 	return "", errors.New("the client named no host, and there is no DefaultHost")
 }
 
-// only returns the one address and the one host in the set, "" for none or many.
-func only(hosts map[string]bool) (addr, host string) {
-	addrs := 0
-	for name := range hosts {
-		host = name
-		if _, ok := hostname.IsAddr(name); ok {
-			addr, addrs = name, addrs+1
+// certificate returns the certificate that is to be served for a host, and
+// whether the caller had to wait for it. A nil conn means that no client does.
+func (m *Manager) certificate(ctx context.Context, name string, conn net.Conn) (cert *tls.Certificate, waited bool, err error) {
+	m.begin()
+	if cert := m.own.Get(name); cert != nil {
+		return cert, false, nil
+	}
+	if cert := m.live(name); cert != nil {
+		return cert, false, nil
+	}
+	if wild, ok := hostname.Wildcard(name); ok {
+		if cert := m.live(wild); cert != nil {
+			return cert, false, nil
 		}
 	}
-	if addrs != 1 {
-		addr = ""
+	m.mu.Lock()
+	f, err := m.joinLocked(name, conn)
+	m.mu.Unlock()
+	if err != nil {
+		return nil, false, err
 	}
-	if len(hosts) != 1 {
-		host = ""
+	ctx, cancel := context.WithTimeoutCause(ctx, maxWait, errWait)
+	defer cancel()
+	cert, err = f.wait(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiters--
+	f.waiters--
+	return cert, true, err
+}
+
+// live returns the certificate that we hold for a name, nil if there is none
+// or it has expired.
+func (m *Manager) live(name string) *tls.Certificate {
+	h := m.hosts.Get(name)
+	if h == nil {
+		return nil
 	}
-	return addr, host
+	leaf := h.leaf.Load()
+	if leaf == nil {
+		leaf = m.firstUse(h)
+	}
+	if leaf != nil && !h.asked.Swap(true) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.requeueLocked(h)
+	}
+	return leaf
+}
+
+// firstUse reads a host's certificate from the state.
+func (m *Manager) firstUse(h *host) *tls.Certificate {
+	m.mu.Lock()
+	expiry := h.expiry()
+	m.mu.Unlock()
+	if !time.Now().Before(expiry) {
+		return nil
+	}
+	_, cert, err := m.readCert(h.name)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err != nil && h.expiry().Equal(expiry):
+		m.reportLocked(Event{Kind: EventState, Host: h.name, Err: err})
+		h.notBefore, h.notAfter = 0, 0
+	case err == nil && h.expiry().Equal(expiry):
+		h.leaf.CompareAndSwap(nil, cert)
+	}
+	return h.leaf.Load()
 }
 
 // validation answers a tls-alpn-01 validation.
@@ -82,6 +150,68 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 }
 
 var errNoValidation = &HostError{Host: "acme-tls/1", Err: errors.New("no validation of this name is pending here")}
+
+// challengeTypes returns the types of challenges to try for a host in turn.
+func (m *Manager) challengeTypes(h *host) []string {
+	rec, _, _ := m.readCert(h.name) // none is no error here
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sure := map[string]bool{challenge.TLSALPN01: m.tlsReady}
+	if m.httpReady {
+		sure[challenge.HTTP01] = true
+	}
+	past := challenge.Past{Worked: rec.Challenge}
+	if h.trouble != nil {
+		past.Failed = h.trouble.Failed
+	}
+	return challenge.Order(sure, past, time.Now(), rand.Float64)
+}
+
+// answer sets up the answer to a challenge.
+func (m *Manager) answer(client *ca.Client, host string, ch *ca.Challenge, arrived chan<- struct{}) (*ca.Answer, error) {
+	keyAuth, err := client.KeyAuthorization(ch.Token)
+	if err != nil {
+		return nil, err
+	}
+	ans := &ca.Answer{Challenge: ch}
+	if ch.Type == challenge.HTTP01 {
+		ans.Remove = m.answers.AddHTTP(host, ch.Token, keyAuth, arrived)
+	} else {
+		ans.Remove, err = m.answers.AddTLSALPN(host, keyAuth, arrived)
+	}
+	return ans, err
+}
+
+// helloContext returns the context of a handshake; a hello built by hand has none.
+func helloContext(hello *tls.ClientHelloInfo) context.Context {
+	if ctx := hello.Context(); ctx != nil {
+		return ctx
+	}
+	return context.Background()
+}
+
+// extend gives a handshake that had to wait for us the time to end: whatever
+// bounds it was set before. When it has ended the bound is lifted.
+func extend(hello *tls.ClientHelloInfo) {
+	conn, ctx := hello.Conn, helloContext(hello)
+	if conn == nil || ctx.Done() == nil {
+		return
+	}
+	conn.SetDeadline(time.Now().Add(handshakeTimeout)) // an error shows when the handshake goes on
+	context.AfterFunc(ctx, func() { conn.SetDeadline(time.Time{}) })
+}
+
+// quote returns a name as a client or program wrote it, fit to be printed.
+func quote(s string) string {
+	if len(s) > hostname.MaxLen {
+		s = s[:hostname.MaxLen] + "..."
+	}
+	q := strconv.QuoteToASCII(s)
+	if q == `"`+s+`"` {
+		return s
+	}
+	return q
+}
 
 // AddCertificate adds a certificate of the program's own: it is served for
 // every name that its leaf lists, wildcards included, in place of those that
@@ -102,64 +232,6 @@ func (m *Manager) AddCertificate(cert tls.Certificate) error {
 	}
 	return nil
 }
-
-// ClientAddr returns the address of the client whose handshake asks, in the
-// context that Allow is called with. It is nil if no client does: before a
-// renewal, or for Cert and Manage.
-func ClientAddr(ctx context.Context) net.Addr {
-	addr, _ := ctx.Value(clientKey{}).(net.Addr)
-	return addr
-}
-
-type clientKey struct{}
-
-// AskURL returns an Allow that asks a web service: it sends GET to the URL with
-// domain=host added to its query, and allows the host if the status is 2xx. A
-// service that can't be reached, answers with 5xx or takes more than ten
-// seconds refuses for now, which stops a new host but no renewal. Redirects are
-// not followed.
-func AskURL(url string) func(ctx context.Context, host string) error {
-	client := &http.Client{
-		Timeout:       askTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return func(ctx context.Context, host string) error { return ask(ctx, client, url, host) }
-}
-
-const askTimeout = 10 * time.Second
-
-func ask(ctx context.Context, client *http.Client, service, host string) error {
-	u, err := url.Parse(service)
-	if err != nil {
-		return err
-	}
-	q := u.Query()
-	q.Set("domain", host)
-	u.RawQuery = q.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return err
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		return err // a *url.Error, which is a net.Error
-	}
-	defer res.Body.Close()
-	io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10)) // so that the connection can be used again
-	switch {
-	case res.StatusCode/100 == 2:
-		return nil
-	case res.StatusCode >= 500:
-		return &url.Error{Op: "Get", URL: service, Err: errors.New(res.Status)}
-	}
-	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, service, res.Status)
-}
-
-// What bounds a connection.
-const (
-	handshakeTimeout = 10 * time.Second // for a hello to arrive, or for the rest of a handshake that waited
-	idleTimeout      = 2 * time.Minute
-)
 
 // protocols are what a server speaks, and how validations are answered.
 var protocols = []string{"h2", "http/1.1", challenge.ALPNProto}
@@ -211,7 +283,8 @@ func (m *Manager) listen(addr string) (net.Listener, error) {
 	return net.Listen("tcp", addr)
 }
 
-func (m *Manager) httpAddr() string  { return cmp.Or(m.HTTPAddr, ":http") }
+func (m *Manager) httpAddr() string { return cmp.Or(m.HTTPAddr, ":http") }
+
 func (m *Manager) httpsAddr() string { return cmp.Or(m.HTTPSAddr, ":https") }
 
 // beEager has what the list lacks obtained without being asked for.
@@ -351,6 +424,12 @@ func (m *Manager) ended(ctx context.Context) error {
 	}
 }
 
+func (m *Manager) isClosed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
+}
+
 // ServeHTTP is what Serve does at HTTPAddr. It answers the CA's http-01
 // validations, and redirects to HTTPS what asks for a host that is on the list
 // or has a certificate, or, if there is no list, for any that could have one.
@@ -457,95 +536,78 @@ func redirect(w http.ResponseWriter, r *http.Request, host, port string) {
 	w.WriteHeader(code)
 }
 
-// helloContext returns the context of a handshake; a hello built by hand has none.
-func helloContext(hello *tls.ClientHelloInfo) context.Context {
-	if ctx := hello.Context(); ctx != nil {
-		return ctx
+func (m *Manager) logger() *slog.Logger {
+	if m.Logger == nil {
+		return slog.Default()
 	}
-	return context.Background()
+	return m.Logger
 }
 
-// extend gives a handshake that had to wait for us the time to end: whatever
-// bounds it was set before. When it has ended the bound is lifted.
-func extend(hello *tls.ClientHelloInfo) {
-	conn, ctx := hello.Conn, helloContext(hello)
-	if conn == nil || ctx.Done() == nil {
-		return
-	}
-	conn.SetDeadline(time.Now().Add(handshakeTimeout)) // an error shows when the handshake goes on
-	context.AfterFunc(ctx, func() { conn.SetDeadline(time.Time{}) })
+func (m *Manager) report(e Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reportLocked(e)
 }
 
-// quote returns a name as a client or program wrote it, fit to be printed.
-func quote(s string) string {
-	if len(s) > hostname.MaxLen {
-		s = s[:hostname.MaxLen] + "..."
+// reportLocked has an event logged and given to OnEvent, in a goroutine of
+// their own: both may block.
+func (m *Manager) reportLocked(e Event) {
+	e.Time = time.Now().Round(0)
+	if m.events.Deliver == nil {
+		m.events.Max, m.events.Deliver = maxEvents, m.deliver
 	}
-	q := strconv.QuoteToASCII(s)
-	if q == `"`+s+`"` {
-		return s
+	if idle := m.events.Add(e); idle && m.started {
+		m.goLocked(m.events.Drain)
 	}
-	return q
+}
+
+func (m *Manager) deliver(e Event, dropped int) {
+	e.Dropped = dropped
+	if !e.logged {
+		m.logEvent(e)
+	}
+	if m.OnEvent != nil {
+		m.OnEvent(e)
+	}
+}
+
+// logLines are how events are logged.
+var logLines = map[EventKind]struct {
+	level slog.Level
+	text  string
+}{
+	EventAccount:  {slog.LevelInfo, "made an account, and agreed to the CA's terms of service"},
+	EventObtained: {slog.LevelInfo, "obtained a certificate"},
+	EventRenewed:  {slog.LevelInfo, "renewed a certificate"},
+	EventFailed:   {slog.LevelWarn, "no new certificate"},
+	EventExpired:  {slog.LevelError, "a certificate has expired"},
+	EventPaused:   {slog.LevelWarn, "the CA is not asked for now"},
+	EventResumed:  {slog.LevelInfo, "the CA works again"},
+	EventLimit:    {slog.LevelWarn, "Limit is too low"},
+	EventState:    {slog.LevelError, "the state is in trouble"},
 }
 
 // logEvent logs an event, with the fields that it has.
 func (m *Manager) logEvent(e Event) {
-	level, msg := slog.LevelInfo, ""
-	switch e.Kind {
-	case EventAccount:
-		msg = "made an account, and agreed to the CA's terms of service"
-	case EventObtained:
-		msg = "obtained a certificate"
-	case EventRenewed:
-		msg = "renewed a certificate"
-	case EventFailed:
-		level, msg = slog.LevelWarn, "no new certificate"
-	case EventExpired:
-		level, msg = slog.LevelError, "a certificate has expired"
-	case EventPaused:
-		level, msg = slog.LevelWarn, "the CA is not asked for now"
-	case EventResumed:
-		msg = "the CA works again"
-	case EventLimit:
-		level, msg = slog.LevelWarn, "the limit is too low"
-	case EventState:
-		level, msg = slog.LevelError, "the state can't be written"
-		if e.Err == nil {
-			level, msg = slog.LevelInfo, "the state can be written again"
+	line := logLines[e.Kind]
+	if e.Kind == EventState && e.Err == nil {
+		line.level, line.text = slog.LevelInfo, "the state can be written again"
+	}
+	var attrs []slog.Attr
+	text := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
 		}
 	}
-	attrs := []slog.Attr{}
-	for _, a := range []struct{ key, value string }{{"host", e.Host}, {"ca", e.CA}, {"err", redact(e.Err)}} {
-		if a.value != "" {
-			attrs = append(attrs, slog.String(a.key, a.value))
+	date := func(key string, t time.Time) {
+		if t.Unix() > 0 {
+			attrs = append(attrs, slog.Time(key, t))
 		}
 	}
-	for _, a := range []struct {
-		key   string
-		value time.Time
-	}{{"expires", e.NotAfter}, {"next", e.Next}} {
-		if !a.value.IsZero() && a.value.Unix() != 0 {
-			attrs = append(attrs, slog.Time(a.key, a.value))
-		}
-	}
-	m.logger().LogAttrs(context.Background(), level, "letsencrypt: "+msg, attrs...)
-}
-
-// What a CA's error may repeat and no log shall: the token and the key
-// authorization of a challenge, and the query of a link, which may let whoever
-// has it act for the account.
-var (
-	keyAuths = regexp.MustCompile(`[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{43}\b`)
-	tokens   = regexp.MustCompile(`(acme-challenge/)[A-Za-z0-9_-]+`)
-	queries  = regexp.MustCompile(`(https?://[^\s"'?]*\?)[^\s"']+`)
-)
-
-// redact returns an error's text, fit for a log.
-func redact(err error) string {
-	if err == nil {
-		return ""
-	}
-	s := keyAuths.ReplaceAllString(err.Error(), "...")
-	s = tokens.ReplaceAllString(s, "${1}...")
-	return queries.ReplaceAllString(s, "${1}...")
+	text("host", e.Host)
+	text("ca", e.CA)
+	text("err", event.Redact(e.Err))
+	date("expires", e.NotAfter)
+	date("next", e.Next)
+	m.logger().LogAttrs(context.Background(), line.level, "letsencrypt: "+line.text, attrs...)
 }

@@ -20,8 +20,10 @@ func TestAnswersAreGivenWhilePending(t *testing.T) {
 	if len(arrived) != 0 {
 		t.Error("a hello for another name counts as an arrival")
 	}
-	if s.TLSALPN("a.example.com") == nil || s.TLSALPN("a.example.com") == nil {
-		t.Error("TLSALPN(a.example.com) = nil, want the answer each time: a CA asks from many places")
+	for range 3 { // a CA asks from many places
+		if s.TLSALPN("a.example.com") == nil {
+			t.Error("TLSALPN(a.example.com) = nil, want the answer each time")
+		}
 	}
 	if len(arrived) != 1 {
 		t.Error("the arrivals were not told")

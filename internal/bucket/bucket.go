@@ -1,0 +1,113 @@
+// Package bucket takes from token buckets, several at a time, by a clock that
+// never goes back.
+package bucket
+
+import (
+	"math"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// A Level is what a bucket held.
+type Level struct {
+	Tokens float64   `json:"tokens"`
+	At     time.Time `json:"at"`
+}
+
+// A Set of token buckets, by name. A nil bucket, like one that fills at
+// [rate.Inf], always has a token. A Set has no lock: its owner has.
+//
+// It reads a bucket and takes from it with TokensAt and AllowN and one time for
+// both: Reserve and Wait would take tokens that nobody uses in the end.
+type Set struct {
+	Buckets map[string]*rate.Limiter
+
+	wall  time.Time // the latest there was
+	spent bool      // tokens were taken since Levels
+}
+
+// now returns the time on the wall, and never one before the last: a clock set
+// back must not fill the buckets.
+func (s *Set) now() time.Time {
+	if now := time.Now().Round(0); now.After(s.wall) {
+		s.wall = now
+	}
+	return s.wall
+}
+
+// Restore lowers the buckets to what they held before, as Levels told. It is
+// for new buckets, which are full.
+func (s *Set) Restore(levels map[string]Level) {
+	for name, l := range levels {
+		lim := s.Buckets[name]
+		if lim == nil {
+			continue
+		}
+		if l.At.After(s.wall) {
+			s.wall = l.At
+		}
+		if spent := lim.Burst() - int(math.Floor(l.Tokens)); spent > 0 {
+			lim.AllowN(l.At, spent)
+		}
+	}
+}
+
+// Spent reports whether tokens were taken since Levels was last called.
+func (s *Set) Spent() bool { return s.spent }
+
+// Levels returns what the buckets hold.
+func (s *Set) Levels() map[string]Level {
+	now, levels := s.now(), make(map[string]Level)
+	for name, lim := range s.Buckets {
+		if lim != nil && lim.Limit() != rate.Inf {
+			levels[name] = Level{lim.TokensAt(now), now}
+		}
+	}
+	s.spent = false
+	return levels
+}
+
+// Take takes a token from each of the named buckets, all or none. If it takes
+// none it returns when there will be one in each, zero if never.
+func (s *Set) Take(names ...string) (retry time.Time, ok bool) {
+	now := s.now()
+	for _, name := range names {
+		at, never := ready(s.Buckets[name], now)
+		if never {
+			return time.Time{}, false
+		}
+		if at.After(retry) {
+			retry = at
+		}
+	}
+	if retry.After(now) {
+		return retry, false
+	}
+	for _, name := range names {
+		if lim := s.Buckets[name]; lim != nil {
+			lim.AllowN(now, 1)
+		}
+	}
+	s.spent = true
+	return time.Time{}, true
+}
+
+// ready returns when the bucket has a token.
+func ready(lim *rate.Limiter, now time.Time) (at time.Time, never bool) {
+	if lim == nil || lim.Limit() == rate.Inf {
+		return now, false
+	}
+	missing := 1 - lim.TokensAt(now)
+	switch {
+	case missing <= 0:
+		return now, false
+	case lim.Limit() <= 0 || lim.Burst() < 1:
+		return time.Time{}, true
+	}
+	wait := missing / float64(lim.Limit()) * float64(time.Second)
+	if wait > math.MaxInt64/2 {
+		return time.Time{}, true
+	}
+	return now.Add(time.Duration(wait) + 1), false // TokensAt rounds; a nanosecond more makes sure
+}

@@ -1,0 +1,163 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"golang.org/x/crypto/acme"
+)
+
+// Credentials are what an account is kept as.
+type Credentials struct {
+	URL string `json:"url,omitempty"` // "" until the CA has answered
+	Key []byte `json:"key"`           // PKCS #8
+}
+
+// An Account is ours at one CA. It is made when it is first needed: its key is
+// kept, and then the CA asked. The fields are set before the first use; it is
+// safe for concurrent use.
+type Account struct {
+	Directory string
+	HTTP      *http.Client                 // nil means http.DefaultClient
+	EAB       *acme.ExternalAccountBinding // to make the account with
+
+	Load    func() (c Credentials, ok bool)   // returns what is kept
+	Keep    func(c Credentials) error         // makes it durable
+	Contact func() (urls []string, err error) // the subscriber's, or why no account is to be made
+
+	turn turn // held while the account is being made
+
+	mu     sync.Mutex // guards the fields below; held for memory only
+	client *Client    // nil while there is none
+	reader *Client    // without an account
+}
+
+// A turn is a mutex whose waiters can leave.
+type turn struct {
+	once sync.Once
+	ch   chan struct{}
+}
+
+func (t *turn) take(ctx context.Context) (release func(), err error) {
+	t.once.Do(func() { t.ch = make(chan struct{}, 1) })
+	select {
+	case t.ch <- struct{}{}:
+		return func() { <-t.ch }, nil
+	case <-ctx.Done():
+		return nil, &Failure{Class: Ours, Step: "waiting for the account", Err: context.Cause(ctx)}
+	}
+}
+
+// Reader returns a client for what needs no account.
+func (a *Account) Reader() *Client {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.reader == nil {
+		a.reader = New(a.Directory, a.HTTP, nil, "")
+	}
+	return a.reader
+}
+
+// Client returns a client with the account, which it makes if there is none.
+func (a *Account) Client(ctx context.Context) (*Client, error) {
+	release, err := a.turn.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	contact, err := a.Contact()
+	if err != nil {
+		return nil, &Failure{Class: Ours, Step: "making the account", Err: err}
+	}
+	a.mu.Lock()
+	c := a.client
+	a.mu.Unlock()
+	if c == nil {
+		if c, err = a.open(ctx, contact); err != nil {
+			return nil, err
+		}
+		a.mu.Lock()
+		a.client = c
+		a.mu.Unlock()
+	}
+	return c, nil
+}
+
+// open returns a client with the account that is kept, or makes one.
+func (a *Account) open(ctx context.Context, contact []string) (*Client, error) {
+	cred, known := a.Load()
+	key, err := a.key(&cred, known)
+	if err != nil {
+		return nil, err
+	}
+	c := New(a.Directory, a.HTTP, key, cred.URL)
+	if cred.URL != "" {
+		return c, nil
+	}
+	if cred.URL, err = c.Register(ctx, contact, a.EAB, known); err != nil {
+		return nil, err
+	}
+	if err := a.Keep(cred); err != nil {
+		return nil, &Failure{Class: Ours, Step: "keeping the account", Err: err}
+	}
+	return c, nil
+}
+
+// key returns the account's key, made and kept if there is none.
+func (a *Account) key(cred *Credentials, known bool) (crypto.Signer, error) {
+	if known {
+		key, err := x509.ParsePKCS8PrivateKey(cred.Key)
+		if err != nil {
+			return nil, &Failure{Class: Ours, Step: "reading the account's key", Err: err}
+		}
+		signer, ok := key.(crypto.Signer)
+		if !ok {
+			return nil, &Failure{Class: Ours, Step: "reading the account's key", Err: fmt.Errorf("a %T can't sign", key)}
+		}
+		return signer, nil
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err == nil {
+		cred.Key, err = x509.MarshalPKCS8PrivateKey(key)
+	}
+	if err == nil {
+		err = a.Keep(*cred)
+	}
+	if err != nil {
+		return nil, &Failure{Class: Ours, Step: "making the account's key", Err: err}
+	}
+	return key, nil
+}
+
+// Forget has the account made anew, with the key it had, if it is still c's:
+// the CA does not know it any more.
+func (a *Account) Forget(c *Client) error {
+	a.mu.Lock()
+	if a.client != c {
+		a.mu.Unlock()
+		return nil
+	}
+	a.client = nil
+	a.mu.Unlock()
+	cred, ok := a.Load()
+	if !ok {
+		return errors.New("the account is gone")
+	}
+	cred.URL = ""
+	return a.Keep(cred)
+}
+
+// Reset has what is kept loaded again: it was changed.
+func (a *Account) Reset() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.client = nil
+}
