@@ -163,16 +163,27 @@ func (c *Client) checkProfile(ctx context.Context, profile string) error {
 }
 
 // checkClock returns an error if the CA's clock and ours plainly disagree.
-func (c *Client) checkClock() error {
-	c.mu.Lock()
-	skew := c.skew
-	c.mu.Unlock()
+// They are compared again first: the wrong one may have been set since.
+func (c *Client) checkClock(ctx context.Context) error {
+	if c.clockSkew().Abs() <= maxSkew {
+		return nil
+	}
+	if _, err := c.readDirectory(ctx); err != nil {
+		return err
+	}
+	skew := c.clockSkew()
 	if skew.Abs() <= maxSkew {
 		return nil
 	}
 	now := time.Now()
 	return &Failure{Class: Ours, Step: "comparing clocks", Err: fmt.Errorf("this machine's clock says %s, the CA's %s: one of them is wrong, so nothing is ordered",
 		now.UTC().Format(time.RFC3339), now.Add(skew).UTC().Format(time.RFC3339))}
+}
+
+func (c *Client) clockSkew() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.skew
 }
 
 // Register makes an account for the Client's key and returns its URL. The

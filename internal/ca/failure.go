@@ -65,6 +65,14 @@ func fail(step string, err error) error {
 	return f
 }
 
+// failOurs classes an error that came up here, while nothing was asked of the CA.
+func failOurs(step string, err error) error {
+	if f, ok := errors.AsType[*Failure](err); ok {
+		return f
+	}
+	return &Failure{Class: Ours, Step: step, Err: err}
+}
+
 // failAccount classes an error that came up while asking about the directory,
 // a nonce or the account, where a limit is one on us as a whole.
 func failAccount(step string, err error) error {

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,10 @@ const (
 	retryFirst = 1 * time.Second  // after a passing fault; doubles
 	retryMost  = 10 * time.Second // a fault that asks for more ends the attempt
 	retries    = 3                // passing faults survived in a row
+
+	// How many arrivals count. Whoever knows the host can make a connection
+	// that looks like a validation, and is not to set our pace for long.
+	maxArrivals = 20
 )
 
 // A Job is what it takes to obtain one certificate.
@@ -57,6 +62,25 @@ type Authorization struct {
 	Identifier acme.AuthzID
 	Wildcard   bool
 	Challenges []Challenge
+}
+
+// Pick returns the challenge to answer: of the types, the first that the CA
+// offers. One that it was told to validate before we were restarted goes first.
+func (a *Authorization) Pick(types []string) (*Challenge, error) {
+	var offered []string
+	for i, ch := range a.Challenges {
+		if ch.Status == acme.StatusProcessing {
+			return &a.Challenges[i], nil
+		}
+		offered = append(offered, ch.Type)
+	}
+	for _, typ := range types {
+		if i := slices.Index(offered, typ); i >= 0 {
+			return &a.Challenges[i], nil
+		}
+	}
+	return nil, &Failure{Class: Policy, Step: "choosing a challenge", Err: fmt.Errorf(
+		"the CA offers %s, and we can pass %s", strings.Join(offered, ", "), strings.Join(types, ", "))}
 }
 
 // A Challenge is one way to give that proof.
@@ -118,12 +142,13 @@ func (c *Client) Obtain(ctx context.Context, j Job) (*Certificate, error) {
 type run struct {
 	*Client
 	Job
-	order   *order
-	answers map[string]*Answer // by the authorization's URL
-	arrived chan struct{}      // receives when a validation arrives
-	seen    bool               // one has
-	pace    time.Duration      // until the next look at the order
-	faults  int                // passing ones, since the order last moved
+	order    *order
+	answers  map[string]*Answer // by the authorization's URL
+	arrived  chan struct{}      // receives when a validation arrives
+	seen     bool               // one has
+	arrivals int                // how many have, up to maxArrivals
+	pace     time.Duration      // until the next look at the order
+	faults   int                // passing ones, since the order last moved
 }
 
 func (r *run) obtain(ctx context.Context) (*Certificate, error) {
@@ -193,12 +218,13 @@ func (r *run) open(ctx context.Context) error {
 	if err := r.checkProfile(ctx, r.Profile); err != nil {
 		return err
 	}
-	if err := r.checkClock(); err != nil {
+	if err := r.checkClock(ctx); err != nil {
 		return err
 	}
 	err := r.make(ctx)
-	if f, ok := errors.AsType[*Failure](err); ok && f.Class == Network {
-		// An idle connection that the CA closed is the usual reason.
+	if f, ok := errors.AsType[*Failure](err); ok && (f.Class == Network || f.Retry > 0) {
+		// An idle connection that the CA closed is the usual reason, or a CA
+		// that is busy and says for how long.
 		if err = r.pause(ctx, err); err == nil {
 			err = r.make(ctx)
 		}
@@ -217,8 +243,8 @@ func (r *run) resume(ctx context.Context) (bool, error) {
 	r.order = &order{URL: r.OrderURL}
 	err := r.read(ctx)
 	for err != nil {
-		if e, ok := errors.AsType[*acme.Error](err); ok && !problemIs(err, "accountDoesNotExist") && 400 <= e.StatusCode && e.StatusCode < 500 && e.StatusCode != http.StatusTooManyRequests {
-			return false, nil // gone, or another account's
+		if gone(err) {
+			return false, nil
 		}
 		if err := r.pause(ctx, err); err != nil {
 			return false, err
@@ -226,6 +252,13 @@ func (r *run) resume(ctx context.Context) (bool, error) {
 		err = r.read(ctx)
 	}
 	return r.order.Status != acme.StatusInvalid, nil
+}
+
+// gone reports whether err says that an order is no longer there, or is
+// another account's.
+func gone(err error) bool {
+	e, ok := errors.AsType[*acme.Error](err)
+	return ok && (e.StatusCode == http.StatusNotFound || e.StatusCode/100 == 4 && classOf(e) == Policy)
 }
 
 // make makes a new order. If the CA does not want it as the replacement of a
@@ -240,13 +273,20 @@ func (r *run) make(ctx context.Context) error {
 		r.Replaces = "" // the member is RFC 9773's, as the resource is
 	}
 	err = r.newOrder(ctx, d, r.Replaces)
-	if _, refused := errors.AsType[*acme.Error](err); refused && r.Replaces != "" && !problemIs(err, "rateLimited") {
+	if r.Replaces != "" && unwanted(err) {
 		err = r.newOrder(ctx, d, "")
 	}
-	if problemIs(err, "invalidProfile") {
+	if e, ok := errors.AsType[*acme.Error](err); ok && (e.StatusCode == http.StatusNotFound || problemIs(err, "invalidProfile")) {
 		r.forget()
 	}
 	return err
+}
+
+// unwanted reports whether err may be about an order's "replaces". A limit is
+// not, and neither is a 502 or 503: nobody has read the order yet.
+func unwanted(err error) bool {
+	e, ok := errors.AsType[*acme.Error](err)
+	return ok && classOf(e) != Limited && e.StatusCode != http.StatusTooManyRequests && e.StatusCode <= http.StatusInternalServerError
 }
 
 func (r *run) newOrder(ctx context.Context, d *Directory, replaces string) error {
@@ -318,7 +358,7 @@ func (r *run) accept(ctx context.Context, url string) error {
 	ans := r.answers[url]
 	if ans == nil {
 		if ans, err = r.Solve(ctx, a, r.arrived); err != nil {
-			return fail("choosing a challenge", err)
+			return failOurs("setting up the answer", err)
 		}
 		r.answers[url] = ans
 	}
@@ -382,8 +422,13 @@ func (r *run) look(ctx context.Context) error {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for waiting := true; waiting; {
+		arrived := r.arrived
+		if r.arrivals == maxArrivals {
+			arrived = nil
+		}
 		select {
-		case <-r.arrived:
+		case <-arrived:
+			r.arrivals++
 			r.seen, r.pace = true, quietTime
 			timer.Reset(max(quietTime, time.Until(earliest)))
 		case <-timer.C:
@@ -413,7 +458,13 @@ func (r *run) finalize(ctx context.Context) error {
 		return fail("finalizing the order", err)
 	}
 	r.seen, r.pace = true, quietTime // issuance takes a CA a moment, like a validation seen
-	return r.note(ex, "finalizing the order")
+	if err := r.note(ex, "finalizing the order"); err != nil {
+		return err
+	}
+	if r.order.Status == acme.StatusReady {
+		return &Failure{Class: Fault, Step: "finalizing the order", Err: errors.New("the CA agreed and left the order as it was")}
+	}
+	return nil
 }
 
 // mustStaple is the TLS feature extension with status_request (RFC 7633).
@@ -436,7 +487,7 @@ func newCSR(host string, key crypto.Signer, staple bool) ([]byte, error) {
 }
 
 // download fetches the certificate, with the chain that was asked for if the
-// CA has it, and checks it.
+// CA has it, and checks it. A chain that can't be had costs no certificate.
 func (r *run) download(ctx context.Context) (*Certificate, error) {
 	chain, alternates, err := r.fetch(ctx, r.order.Certificate)
 	if err != nil {
@@ -447,10 +498,10 @@ func (r *run) download(ctx context.Context) (*Certificate, error) {
 			break
 		}
 		alt, _, err := r.fetch(ctx, url)
-		if err != nil {
+		if f, ok := errors.AsType[*Failure](err); ok && f.CAWide() && r.faults < retries {
 			return nil, err
 		}
-		if certs.TopIssuer(alt) == r.Chain {
+		if err == nil && certs.TopIssuer(alt) == r.Chain {
 			chain = alt
 		}
 	}
@@ -469,7 +520,7 @@ func (r *run) fetch(ctx context.Context, url string) (chain [][]byte, alternates
 	const step = "downloading the certificate"
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	ex := new(exchange)
+	ex := &exchange{method: http.MethodPost}
 	chain, err = r.acme().FetchCert(context.WithValue(ctx, exchangeKey{}, ex), url, true)
 	switch {
 	case err == nil:
@@ -546,22 +597,28 @@ func parseProblem(raw json.RawMessage) *acme.Error {
 // ended. A challenge that some CAs leave pending after they failed to validate
 // it carries its error all the same.
 func (r *run) timedOut(ctx context.Context, cause, err error) error {
+	const step = "obtaining the certificate"
 	if errors.Is(cause, context.Canceled) {
-		return &Failure{Class: Ours, Step: "obtaining the certificate", Err: cause}
+		return &Failure{Class: Ours, Step: step, Err: cause}
 	}
 	if r.order == nil || r.order.Status != acme.StatusPending || len(r.answers) == 0 {
 		if f, ok := errors.AsType[*Failure](err); ok && f.Class != Network {
 			return f
 		}
-		return &Failure{Class: Network, Step: "obtaining the certificate", Err: fmt.Errorf("%w: %w", cause, err)}
+		if !errors.Is(err, cause) {
+			cause = fmt.Errorf("%w: %w", cause, err)
+		}
+		return &Failure{Class: Network, Step: step, Err: cause}
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	var errs []error
 	for _, url := range r.order.Authorizations {
-		if a, err := r.authorization(ctx, url); err == nil {
-			errs = append(errs, r.challengeError(a))
+		a, err := r.authorization(ctx, url)
+		if err != nil { // the CA is away: nobody can say that the host is at fault
+			return &Failure{Class: Network, Step: step, Err: fmt.Errorf("%w: %w", cause, err)}
 		}
+		errs = append(errs, r.challengeError(a))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return &Failure{Class: Validation, Step: "validating", Err: err}

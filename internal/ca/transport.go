@@ -24,9 +24,12 @@ type transport struct {
 	base http.RoundTripper
 }
 
-// An exchange is the last reply from the CA to one call.
+// An exchange is the last reply from the CA to one call. Of the several
+// requests that a call may make of x/crypto (for the directory, for a nonce)
+// those with the call's own method count.
 type exchange struct {
-	status int
+	method string
+	status int // 0 if there was no reply
 	header http.Header
 	body   []byte
 }
@@ -40,6 +43,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res := t.c.known(req); res != nil {
 		return res, nil
 	}
+	ex, ok := req.Context().Value(exchangeKey{}).(*exchange)
+	if !ok || req.Method != ex.method {
+		ex = new(exchange) // nobody's
+	}
+	*ex = exchange{method: ex.method}
 	res, err := t.base.RoundTrip(req)
 	if err != nil {
 		return nil, err
@@ -50,9 +58,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	res.Body = io.NopCloser(bytes.NewReader(body))
 	t.c.learn(req, res)
-	if ex, ok := req.Context().Value(exchangeKey{}).(*exchange); ok && req.Method != http.MethodHead {
-		*ex = exchange{res.StatusCode, res.Header, body}
-	}
+	ex.status, ex.header, ex.body = res.StatusCode, res.Header, body
 	return res, nil
 }
 
@@ -83,9 +89,11 @@ func readBody(res *http.Response) ([]byte, error) {
 	return body, nil
 }
 
-// known returns the reply to a request for the directory or a nonce where the
-// Client has it, else nil.
+// known returns the reply to a request of x/crypto's for the directory or a
+// nonce where the Client has it, else nil.
 func (c *Client) known(req *http.Request) *http.Response {
+	ex, _ := req.Context().Value(exchangeKey{}).(*exchange)
+	ours := ex != nil && ex.method == http.MethodGet
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.directory == nil {
@@ -101,7 +109,7 @@ func (c *Client) known(req *http.Request) *http.Response {
 		last := len(c.nonces) - 1
 		res.Header.Set("Replay-Nonce", c.nonces[last])
 		c.nonces = c.nonces[:last]
-	case req.Method == http.MethodGet && req.URL.String() == c.url && req.Context().Value(exchangeKey{}) == nil:
+	case req.Method == http.MethodGet && req.URL.String() == c.url && !ours:
 		res.Body = io.NopCloser(bytes.NewReader(c.directory.raw))
 	default:
 		return nil
@@ -134,7 +142,7 @@ func (c *Client) learn(req *http.Request, res *http.Response) {
 func (c *Client) get(ctx context.Context, url string) (*exchange, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	ex := new(exchange)
+	ex := &exchange{method: http.MethodGet}
 	req, err := http.NewRequestWithContext(context.WithValue(ctx, exchangeKey{}, ex), http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -160,14 +168,14 @@ func (c *Client) get(ctx context.Context, url string) (*exchange, error) {
 // the exchange has it whole.
 func (c *Client) post(ctx context.Context, url string, payload any) (*exchange, error) {
 	if url == "" {
-		return nil, errors.New("the CA named no URL for it")
+		return nil, &Failure{Class: Fault, Step: "talking to the CA", Err: errors.New("the CA named no URL to go on at")}
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if _, err := c.Directory(ctx); err != nil {
 		return nil, err
 	}
-	ex := new(exchange)
+	ex := &exchange{method: http.MethodPost}
 	ctx = context.WithValue(ctx, exchangeKey{}, ex)
 	var err error
 	if payload == nil {
@@ -208,13 +216,19 @@ func (ex *exchange) problem() error {
 // retryAfter returns how long the reply asks us to wait, zero if it does not.
 func retryAfter(h http.Header) time.Duration {
 	v := h.Get("Retry-After")
-	if n, err := strconv.Atoi(v); err == nil {
-		return min(max(0, time.Duration(min(n, 1<<30))*time.Second), maxRetryAfter)
+	if n, err := strconv.Atoi(v); err == nil || errors.Is(err, strconv.ErrRange) {
+		n = min(max(n, 0), int(maxRetryAfter/time.Second))
+		return time.Duration(n) * time.Second
 	}
-	if t, err := http.ParseTime(v); err == nil {
-		return min(max(0, time.Until(t)), maxRetryAfter)
+	t, err := http.ParseTime(v)
+	if err != nil {
+		return 0
 	}
-	return 0
+	now, err := http.ParseTime(h.Get("Date")) // by the same clock
+	if err != nil {
+		now = time.Now()
+	}
+	return min(max(t.Sub(now), 0), maxRetryAfter)
 }
 
 // maxRetryAfter bounds what a CA can ask: nobody means to stop us for longer.
