@@ -199,7 +199,9 @@ type host struct {
 	renewal             int64 // its moment, Unix nanoseconds
 	poll                int64 // when the CA is next asked for that, Unix nanoseconds
 	polling             bool
-	dead                bool // and said to be
+	since               time.Time // when the certificate was obtained; zero: before we started
+	early               int       // certificates in a row, up to this one, that were due at once
+	dead                bool      // and said to be
 	listed, managed     bool
 	trouble             *trouble // nil while all is well
 	flight              *flight  // nil while there is none

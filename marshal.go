@@ -88,12 +88,13 @@ type state struct {
 
 // keeping is where the state goes. It is guarded by Manager.mu.
 type keeping struct {
-	kept      bool   // there is a cache file
-	told      bool   // that there is none
-	seq       uint64 // of the last record put
-	dirty     bool   // some are not known to be durable
-	flushing  bool
-	unwritten error // why they could not be written
+	kept        bool   // there is a cache file
+	told        bool   // that there is none
+	seq         uint64 // of the last record put
+	dirty       bool   // some are not known to be durable
+	flushing    bool
+	unwritten   error  // why they could not be written
+	unwrittenTo uint64 // and the last of them that was tried
 
 	watch    chan struct{}
 	notified time.Time // when watch was last
@@ -147,9 +148,16 @@ func (m *Manager) sync() error {
 	if err == nil && m.seq == seq {
 		m.dirty = false
 	}
-	if (err == nil) != (m.unwritten == nil) {
+	switch {
+	case err != nil:
+		m.unwrittenTo = max(m.unwrittenTo, seq)
+		if m.unwritten == nil {
+			m.reportLocked(Event{Kind: EventState, Err: err})
+		}
 		m.unwritten = err
-		m.reportLocked(Event{Kind: EventState, Err: err})
+	case m.unwritten != nil && seq >= m.unwrittenTo: // else it was another write, before
+		m.unwritten = nil
+		m.reportLocked(Event{Kind: EventState})
 	}
 	return err
 }
@@ -605,6 +613,9 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	kind, now := EventObtained, time.Now().Round(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if h.trouble != nil {
+		h.early = h.trouble.Early
+	}
 	for _, kind := range []string{kindOrder, kindBackoff, kindMoment} {
 		if _, ok := m.log.Get(kind, h.name); ok {
 			m.setLocked(journal.Delete(kind, h.name))
@@ -615,7 +626,7 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	}
 	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), cert)
 	h.asked.Store(false)
-	h.poll = now.UnixNano()
+	h.since, h.poll = now, now.UnixNano()
 	m.newest = max(m.newest, h.notBefore)
 	m.settleLocked(a, h, nil, now)
 	m.reportLocked(Event{Kind: kind, Host: h.name, CA: a.Directory, NotAfter: c.Leaf.NotAfter, Next: time.Unix(0, h.renewal)})

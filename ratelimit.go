@@ -361,7 +361,8 @@ func ask(ctx context.Context, client *http.Client, service, host string) error {
 // A trouble is what is known of a host's failures since it last succeeded.
 type trouble struct {
 	Failures int                  `json:"failures,omitempty"`
-	Retry    time.Time            `json:"retry"` // not before then, but for Renew
+	Early    int                  `json:"early,omitempty"` // certificates in a row that were due at once
+	Retry    time.Time            `json:"retry"`           // not before then, but for Renew
 	CA       string               `json:"ca,omitempty"`
 	Error    string               `json:"err,omitempty"`
 	Failed   map[string]time.Time `json:"failed,omitempty"` // challenge types, and when they failed last
@@ -548,22 +549,28 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 
 // failedLocked notes that an attempt for a host failed, and when to try again.
 func (m *Manager) failedLocked(h *host, err *HostError, now time.Time) {
-	t := &trouble{Failures: 1}
+	t := &trouble{Early: h.early}
 	if h.trouble != nil {
-		t = &trouble{Failures: h.trouble.Failures + 1, Failed: h.trouble.Failed, Limits: h.trouble.Limits}
+		t.Failures, t.Failed, t.Limits = h.trouble.Failures, h.trouble.Failed, h.trouble.Limits
 	}
 	f, _ := errors.AsType[*ca.Failure](err.Err)
-	if f == nil || f.CAWide() || errors.Is(err.Err, errPaused) {
-		t.Failures = max(0, t.Failures-1) // not the host's
+	hosts := f != nil && !f.CAWide() // the host's own failure, rather than everybody's
+	if hosts {
+		t.Failures++
 	}
-	t.Retry = now.Add(backoff(max(1, t.Failures), backoffFirst, backoffMost))
-	if err.Retry.After(now) && (f == nil || f.CAWide() || err.Retry.After(t.Retry)) {
+	n := max(1, t.Failures)
+	if errors.Is(err.Err, errTooSoon) {
+		n = h.early
+	}
+	t.Retry = now.Add(backoff(n, backoffFirst, backoffMost))
+	if err.Retry.After(now) && (!hosts || err.Retry.After(t.Retry)) {
 		t.Retry = err.Retry.Add(rand.N(backoffFirst / 4))
 	}
 	err.Retry = t.Retry
 	t.CA, t.err, t.Error = err.CA, err, err.Err.Error()
 	m.setLocked(record(kindBackoff, h.name, t))
 	h.trouble = t // with err whole
+	m.requeueLocked(h)
 	m.reportLocked(Event{Kind: EventFailed, Host: h.name, CA: err.CA, Err: err, NotAfter: h.expiry(), Next: t.Retry})
 }
 
@@ -1064,16 +1071,25 @@ func (m *Manager) chooseLocked(h *host, id string, info ca.RenewalInfo, now time
 	start, end := certs.Clip(info.Start, info.End, time.Unix(h.notBefore, 0), h.expiry(), now)
 	moment := certs.Moment(start, end, rand.Float64())
 	m.setLocked(record(kindMoment, h.name, momentRecord{ID: id, Start: info.Start, End: info.End, Moment: moment}))
-	h.renewal = moment.UnixNano()
+	if h.renewal = moment.UnixNano(); moment.After(now) {
+		h.early = 0
+	}
 	m.tooSoonLocked(h, now)
 }
 
 // tooSoonLocked keeps a certificate that is due for renewal as soon as it is
-// there from being renewed in a loop: that is a failure, and backs off.
+// there from being renewed in a loop: that is a failure, and backs off, ever
+// longer until a certificate is not due at once.
 func (m *Manager) tooSoonLocked(h *host, now time.Time) {
-	young := now.Sub(time.Unix(h.notBefore, 0)) < h.expiry().Sub(time.Unix(h.notBefore, 0))/10
-	if h.renewal > now.UnixNano() || !young {
+	if h.renewal > now.UnixNano() || now.Sub(h.since) > freshFor {
 		return
 	}
-	m.failedLocked(h, &HostError{Host: h.name, Err: errors.New("the new certificate is due for renewal at once")}, now)
+	h.early++
+	m.failedLocked(h, &HostError{Host: h.name, Err: errTooSoon}, now)
 }
+
+// freshFor is how long a certificate is new: until the CA has said when to
+// renew it, or did not answer.
+const freshFor = time.Minute
+
+var errTooSoon = errors.New("the new certificate is due for renewal at once")
