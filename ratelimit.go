@@ -474,11 +474,12 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 			m.reportLocked(Event{Kind: EventResumed, CA: a.Directory})
 		}
 	case f.CAWide():
-		if !now.Before(p.Until) { // else it is one of those that were under way
-			p.Failures++
-			p.Until = now.Add(max(backoff(p.Failures, pauseFirst, pauseMost), f.Retry))
-			m.pauseLocked(a, p, f)
+		if now.Before(p.Until) { // it is one of those that were under way
+			return
 		}
+		p.Failures++
+		p.Until = now.Add(max(backoff(p.Failures, pauseFirst, pauseMost), f.Retry))
+		m.pauseLocked(a, p, f)
 	case f.Class == ca.Limited:
 		m.limitedLocked(a, h, f, now)
 	}

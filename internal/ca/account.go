@@ -34,6 +34,7 @@ type Account struct {
 	Contact func() (urls []string, err error) // the subscriber's, or why no account is to be made
 
 	turn turn // held while the account is being made
+	gate gate // of all its clients
 
 	mu     sync.Mutex // guards the fields below; held for memory only
 	client *Client    // nil while there is none
@@ -62,6 +63,7 @@ func (a *Account) Reader() *Client {
 	defer a.mu.Unlock()
 	if a.reader == nil {
 		a.reader = New(a.Directory, a.HTTP, nil, "")
+		a.reader.gate = &a.gate
 	}
 	return a.reader
 }
@@ -99,6 +101,7 @@ func (a *Account) open(ctx context.Context, contact []string) (*Client, error) {
 		return nil, err
 	}
 	c := New(a.Directory, a.HTTP, key, cred.URL)
+	c.gate = &a.gate
 	if cred.URL != "" {
 		return c, nil
 	}

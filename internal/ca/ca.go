@@ -42,6 +42,7 @@ type Client struct {
 	url  string
 	key  crypto.Signer
 	http *http.Client
+	gate *gate
 
 	mu        sync.Mutex // guards the fields below; held for memory only
 	kid       string
@@ -55,7 +56,7 @@ type Client struct {
 // the URL of the account that key belongs to, "" while there is none.
 // A nil hc means http.DefaultClient; it is copied, not changed.
 func New(directory string, hc *http.Client, key crypto.Signer, kid string) *Client {
-	c := &Client{url: directory, key: key, kid: kid}
+	c := &Client{url: directory, key: key, kid: kid, gate: new(gate)}
 	hc = cmp.Or(hc, http.DefaultClient)
 	c.http = &http.Client{
 		Transport: &transport{c, cmp.Or[http.RoundTripper](hc.Transport, http.DefaultTransport)},
@@ -92,6 +93,7 @@ func retryBackoff(n int, _ *http.Request, res *http.Response) time.Duration {
 // A Directory is what a CA says of itself (RFC 8555, section 7.1.1).
 type Directory struct {
 	NewNonce    string `json:"newNonce"`
+	NewAccount  string `json:"newAccount"`
 	NewOrder    string `json:"newOrder"`
 	RenewalInfo string `json:"renewalInfo"`
 	Meta        struct {
@@ -118,7 +120,7 @@ func (c *Client) Directory(ctx context.Context) (*Directory, error) {
 func (c *Client) readDirectory(ctx context.Context) (*Directory, error) {
 	ex, err := c.get(ctx, c.url)
 	if err != nil {
-		return nil, fail("reading the directory", err)
+		return nil, failAccount("reading the directory", err)
 	}
 	d := &Directory{raw: ex.body}
 	if err := json.Unmarshal(ex.body, d); err != nil {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/acme"
@@ -43,6 +44,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res := t.c.known(req); res != nil {
 		return res, nil
 	}
+	if err := t.c.gate.closed(); err != nil {
+		return nil, err
+	}
 	ex, ok := req.Context().Value(exchangeKey{}).(*exchange)
 	if !ok || req.Method != ex.method {
 		ex = new(exchange) // nobody's
@@ -58,8 +62,56 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	res.Body = io.NopCloser(bytes.NewReader(body))
 	t.c.learn(req, res)
+	t.c.gate.heed(t.c.general(req), res.StatusCode, res.Header, body)
 	ex.status, ex.header, ex.body = res.StatusCode, res.Header, body
 	return res, nil
+}
+
+// A gate keeps requests from a CA that has asked us, all of us, to come back
+// later. It is shared by the clients of one account.
+type gate struct {
+	mu    sync.Mutex // guards the fields below; held for memory only
+	until time.Time
+	why   error
+}
+
+// closed returns why the CA may not be asked now, nil if it may.
+func (g *gate) closed() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if wait := time.Until(g.until); wait > 0 {
+		return &Failure{Class: Fault, Step: "not asking the CA before it said to", Retry: wait, Err: g.why}
+	}
+	return nil
+}
+
+// heed closes the gate if the reply asks for that: with a Retry-After, and not
+// about one host alone, as rateLimited is but for requests that are no host's.
+func (g *gate) heed(general bool, status int, h http.Header, body []byte) {
+	wait := retryAfter(h)
+	if wait == 0 || status != http.StatusTooManyRequests && status < 500 {
+		return
+	}
+	why := (&exchange{status: status, header: h, body: body}).problem()
+	if problemIs(why, "rateLimited") && !general {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if until := time.Now().Add(wait); until.After(g.until) {
+		g.until, g.why = until, why
+	}
+}
+
+// general reports whether a request is one that no host needs more than another:
+// for the directory, a nonce or an account.
+func (c *Client) general(req *http.Request) bool {
+	if req.Method == http.MethodHead || req.URL.String() == c.url {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.directory != nil && req.URL.String() == c.directory.NewAccount
 }
 
 // secure reports whether a CA may be asked at u: over HTTPS, or on this very
