@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,8 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv(childProgram); name != "" {
 		runChild(name)
 	}
+	flag.Parse()
+	flag.Set("test.parallel", "8") // these tests wait more than they work
 	before := runtime.NumGoroutine()
 	code := m.Run()
 	// Connections whose other end is gone take a moment to notice.
