@@ -69,7 +69,7 @@ type Authorization struct {
 func (a *Authorization) Pick(types []string) (*Challenge, error) {
 	var offered []string
 	for i, ch := range a.Challenges {
-		if ch.Status == acme.StatusProcessing {
+		if ch.Status == acme.StatusProcessing && slices.Contains(types, ch.Type) {
 			return &a.Challenges[i], nil
 		}
 		offered = append(offered, ch.Type)

@@ -307,7 +307,7 @@ func TestNothingSleepsRetryAfter(t *testing.T) {
 // Orders side by side share the nonces: there are about as many requests for
 // one as there are requests at a time.
 func TestManyOrders(t *testing.T) {
-	const n, each = 32, 3
+	const n, each = 32, 2
 	slow := func(c *catest.Config) { c.Latency, c.ValidationTakes, c.FinalizeTakes = 50*ms, time.Second, time.Second }
 	inWorld(t, slow, func(t *testing.T, w *world) {
 		var all sync.WaitGroup
