@@ -212,6 +212,7 @@ func TestLastingFaultsBeforeTheFirstOrder(t *testing.T) {
 		{name: "dropped", step: pebble.Directory, reply: pebble.Drop, words: []string{"EOF"}},
 		{name: "truncated", step: pebble.Directory, reply: pebble.Truncate, words: []string{"EOF"}},
 		{name: "hanging", step: pebble.Directory, reply: pebble.Hang, words: []string{"exceeded"}},
+		{name: "429", step: pebble.Directory, reply: limit, words: []string{"too many accounts from this address"}, wait: time.Hour},
 		{name: "503", step: pebble.Directory, reply: busy, words: []string{"back soon"}, wait: time.Hour},
 		{name: "503", step: pebble.NewNonce, reply: busy, words: []string{"503"}, wait: time.Hour},
 		{name: "429", step: pebble.NewNonce, reply: limit, words: []string{"429"}, wait: time.Hour},

@@ -30,6 +30,8 @@ type rig struct {
 	*pebble.Server
 	t     *testing.T
 	proxy *pebble.Proxy
+
+	validatesAt *pebble.Server // has the ports at which Managers are to serve
 }
 
 func newRig(t *testing.T, config pebble.Config) *rig {
@@ -39,7 +41,7 @@ func newRig(t *testing.T, config pebble.Config) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rig{s, t, p}
+	return &rig{s, t, p, s}
 }
 
 // manager returns a Manager that asks the rig's CA through the proxy, is
@@ -60,8 +62,8 @@ func (r *rig) manager() (*letsencrypt.Manager, *told) {
 	return m, told
 }
 
-func (r *rig) httpAddr() string { return fmt.Sprintf("127.0.0.1:%d", r.HTTPPort()) }
-func (r *rig) tlsAddr() string  { return fmt.Sprintf("127.0.0.1:%d", r.TLSPort()) }
+func (r *rig) httpAddr() string { return fmt.Sprintf("127.0.0.1:%d", r.validatesAt.HTTPPort()) }
+func (r *rig) tlsAddr() string  { return fmt.Sprintf("127.0.0.1:%d", r.validatesAt.TLSPort()) }
 
 // serve has the Manager serve in the background, and returns when it does.
 func (r *rig) serve(m *letsencrypt.Manager) {
