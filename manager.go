@@ -218,11 +218,12 @@ func (h *host) retry() time.Time {
 	return h.trouble.Retry
 }
 
+// lastError returns why the last attempt failed, nil if it did not.
 func (h *host) lastError() error {
-	if h.trouble == nil {
+	if h.trouble == nil || h.trouble.Error == "" {
 		return nil
 	}
-	return h.trouble.cause()
+	return &HostError{Host: h.name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.trouble.Retry}
 }
 
 // hold notes a new certificate. A nil leaf is read from the state when the

@@ -354,10 +354,13 @@ func (m *Manager) applyLocked(r journal.Record) {
 		notAfter, _ := r.Field(1)
 		h.hold(notBefore, notAfter, nil)
 		m.newest = max(m.newest, notBefore)
+		if r, ok := m.log.Get(kindMoment, name); ok {
+			m.applyLocked(r)
+		}
 		m.requeueLocked(h)
 	case kindMoment:
 		var rec momentRecord
-		if h := m.hostLocked(name); decode(&rec) && h.held() {
+		if h := m.hosts.Get(name); h != nil && decode(&rec) && rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
 			h.renewal = rec.Moment.UnixNano()
 			m.requeueLocked(h)
 		}
@@ -556,20 +559,23 @@ type job struct {
 // one, which replaces the certificate that we hold from there.
 func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 	j := &job{Job: ca.Job{Host: h.name, Profile: a.Profile, Chain: a.Chain}}
+	rec, old, none := m.readCert(h.name)
 	m.mu.Lock()
 	begun, ok := m.orders[h.name]
 	m.mu.Unlock()
 	var err error
-	if ok && begun.CA == a.Directory && begun.Account == client.KID() {
+	// One whose key the certificate has was seen through, and then we crashed.
+	if ok && begun.CA == a.Directory && begun.Account == client.KID() && !bytes.Equal(begun.Key, rec.Key) {
 		j.OrderURL, j.key = begun.URL, begun.Key
 		j.Key, err = parseKey(begun.Key)
-	} else {
-		j.Key, j.key, err = m.newKey()
 	}
-	if err != nil {
-		return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: err}
+	if j.Key == nil || err != nil {
+		j.OrderURL = ""
+		if j.Key, j.key, err = m.newKey(); err != nil {
+			return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: err}
+		}
 	}
-	if rec, old, err := m.readCert(h.name); err == nil && rec.CA == a.Directory && rec.Account == client.KID() {
+	if none == nil && rec.CA == a.Directory && rec.Account == client.KID() {
 		if leaf, err := x509.ParseCertificate(old.Certificate[0]); err == nil {
 			j.Replaces, _ = certs.ID(leaf) // without an identifier it replaces none
 		}
@@ -606,20 +612,30 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	}
 	rec := certRecord{CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Key: key}
 	m.mu.Lock()
-	m.putLocked(certRecords(h.name, rec, c.Chain, c.Leaf)...)
+	m.putLocked(append(certRecords(h.name, rec, c.Chain, c.Leaf), journal.Delete(kindOrder, h.name))...)
+	delete(m.orders, h.name)
 	m.mu.Unlock()
 	m.sync() // if it fails it says so, and is tried again; the certificate serves meanwhile
 	cert := &tls.Certificate{Certificate: c.Chain, PrivateKey: signer}
 	kind, now := EventObtained, time.Now().Round(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	limits := make(map[string]time.Time) // of the CAs that did not issue, while they last
 	if h.trouble != nil {
 		h.early = h.trouble.Early
+		for ca, until := range h.trouble.Limits {
+			if until.After(now) {
+				limits[ca] = until
+			}
+		}
 	}
-	for _, kind := range []string{kindOrder, kindBackoff, kindMoment} {
+	for _, kind := range []string{kindBackoff, kindMoment} {
 		if _, ok := m.log.Get(kind, h.name); ok {
 			m.setLocked(journal.Delete(kind, h.name))
 		}
+	}
+	if len(limits) > 0 {
+		m.setLocked(record(kindBackoff, h.name, trouble{Limits: limits}))
 	}
 	if h.held() {
 		kind = EventRenewed
@@ -715,8 +731,8 @@ func (m *Manager) status(name string) HostStatus {
 	if h.held() && m.wantedLocked(h) {
 		s.Renewal = time.Unix(0, h.renewal)
 	}
-	if h.trouble != nil && h.trouble.Failures+len(h.trouble.Error) > 0 {
-		s.Retry, s.Err = h.trouble.Retry, h.trouble.cause()
+	if s.Err = h.lastError(); s.Err != nil {
+		s.Retry = h.trouble.Retry
 	}
 	if f := h.flight; f != nil && f.queue != nil && s.Err == nil {
 		now := time.Now().Round(0)
@@ -744,21 +760,28 @@ func parseKey(der []byte) (crypto.Signer, error) {
 // importRSC returns the records for what rsc.io/letsencrypt's Marshal wrote.
 func importRSC(data []byte) ([]journal.Record, error) {
 	var old struct {
-		Email string
+		Email *string
 		Hosts []string
-		Certs map[string]struct{ Cert, Key string }
+		Certs json.RawMessage
 	}
-	if err := json.NewDecoder(bytes.NewReader(data)).Decode(&old); err != nil {
+	if err := json.Unmarshal(data, &old); err != nil {
 		return nil, fmt.Errorf("this is neither this package's state nor rsc.io/letsencrypt's: %w", err)
 	}
+	if old.Email == nil || old.Certs == nil { // it always writes both
+		return nil, errors.New("this JSON is not rsc.io/letsencrypt's state")
+	}
+	var pairs map[string]struct{ Cert, Key string }
+	if err := json.Unmarshal(old.Certs, &pairs); err != nil {
+		return nil, fmt.Errorf("reading the certificates: %w", err)
+	}
 	var records []journal.Record
-	if old.Email != "" {
-		records = append(records, record(kindRegister, onlyOne, registration{Email: old.Email}))
+	if *old.Email != "" {
+		records = append(records, record(kindRegister, onlyOne, registration{Email: *old.Email}))
 	}
 	if old.Hosts != nil {
 		records = append(records, record(kindHosts, onlyOne, old.Hosts))
 	}
-	for name, c := range old.Certs {
+	for name, c := range pairs {
 		host, err := hostname.Canonical(name)
 		if err != nil {
 			return nil, fmt.Errorf("the certificate for %q: %w", name, err)

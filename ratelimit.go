@@ -57,6 +57,7 @@ type schedule struct {
 	due        queue.Queue[*host] // all that something is due for, by when
 	renewals   queue.Queue[*host] // past their moment, waiting for a token; by expiry
 	lacking    queue.Queue[*host] // without a certificate, waiting for a token; in turn
+	turn       time.Time          // the last in lacking
 	awaited    map[*flight]int    // flights that Manage or Renew wait for, and how many do
 	background int                // flights under way that started from a queue
 	waiters    int                // handshakes and Cert calls that wait for a flight
@@ -452,10 +453,8 @@ func (m *Manager) settle(f *flight, a *authority, err error) (retry time.Time, a
 		return time.Time{}, false
 	case ca.Fault, ca.Network:
 		return m.pauses[a.Directory].Until, true
-	case ca.Paused:
-		return now.Add(personMost), true
-	case ca.Limited:
-		return now.Add(max(fault.Retry, backoffFirst)), true
+	case ca.Limited, ca.Paused:
+		return now.Add(limitFor(fault)), true
 	}
 	return time.Time{}, true
 }
@@ -480,7 +479,7 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 		p.Failures++
 		p.Until = now.Add(max(backoff(p.Failures, pauseFirst, pauseMost), f.Retry))
 		m.pauseLocked(a, p, f)
-	case f.Class == ca.Limited:
+	case f.Class == ca.Limited, f.Class == ca.Paused:
 		m.limitedLocked(a, h, f, now)
 	}
 }
@@ -489,6 +488,14 @@ func (m *Manager) pauseLocked(a *authority, p pause, err error) {
 	p.Error = err.Error()
 	m.setLocked(record(kindPause, a.Directory, p))
 	m.reportLocked(Event{Kind: EventPaused, CA: a.Directory, Err: err, Next: p.Until})
+}
+
+// limitFor returns for how long a CA that limits a host is not to be asked.
+func limitFor(f *ca.Failure) time.Duration {
+	if f.Class == ca.Paused {
+		return personMost
+	}
+	return max(f.Retry, backoffFirst)
 }
 
 // A limited host is one that a CA has enough of.
@@ -500,7 +507,20 @@ type limited struct {
 // limitedLocked keeps a host from a CA that has enough of it. Several hosts of
 // different owners in a row mean that it has enough of us.
 func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.Time) {
-	until := now.Add(max(f.Retry, backoffFirst))
+	until := now.Add(limitFor(f))
+	t := new(trouble)
+	if h.trouble != nil {
+		*t = *h.trouble
+	}
+	t.Limits = maps.Clone(t.Limits)
+	if t.Limits == nil {
+		t.Limits = make(map[string]time.Time)
+	}
+	t.Limits[a.Directory] = until
+	h.trouble = t // it is kept with the failure of the whole attempt, or the certificate
+	if f.Class == ca.Paused {
+		return // that is about the host alone
+	}
 	owner := hostname.Registered(h.name)
 	for _, l := range a.limited {
 		if l.owner == owner {
@@ -568,7 +588,7 @@ func (m *Manager) failedLocked(h *host, err *HostError, now time.Time) {
 		t.Retry = err.Retry.Add(rand.N(backoffFirst / 4))
 	}
 	err.Retry = t.Retry
-	t.CA, t.err, t.Error = err.CA, err, err.Err.Error()
+	t.CA, t.err, t.Error = err.CA, err.Err, err.Err.Error()
 	m.setLocked(record(kindBackoff, h.name, t))
 	h.trouble = t // with err whole
 	m.requeueLocked(h)
@@ -599,7 +619,7 @@ func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
 		return fail(clockError(now, m.newest), time.Time{})
 	}
 	if h != nil && now.Before(h.retry()) {
-		return nil, &HostError{Host: name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.retry()}
+		return nil, h.lastError()
 	}
 	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
 		return fail(r.err, r.until)
@@ -658,7 +678,7 @@ func (m *Manager) manage(name string, renew bool) (*flight, error) {
 		m.requeueLocked(h)
 		return nil, nil
 	case !renew && now.Before(h.retry()):
-		return nil, &HostError{Host: name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.retry()}
+		return nil, h.lastError()
 	default:
 		m.readyLocked(h, now)
 	}
@@ -849,12 +869,14 @@ func (m *Manager) readyLocked(h *host, now time.Time) *flight {
 }
 
 func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
-	f.queue = &m.lacking
-	at := now
 	if expiry := f.host.expiry(); now.Before(expiry) {
-		f.queue, at = &m.renewals, expiry
+		f.queue = &m.renewals
+		f.queue.Set(&f.host.place, expiry)
+	} else {
+		m.turn = later(now, m.turn.Add(time.Microsecond)) // as fine as queues are
+		f.queue = &m.lacking
+		f.queue.Set(&f.host.place, m.turn)
 	}
-	f.queue.Set(&f.host.place, at)
 	m.pokeLocked()
 }
 
@@ -892,7 +914,7 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				return time.Time{} // a landing pokes
 			}
 			f := item.Value.flight
-			if until, err := m.openLocked(f.host, f, now); err != nil {
+			if until, err := m.openLocked(f.host, nil, now); err != nil {
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
 				continue
 			}
@@ -900,6 +922,7 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				m.warnLocked(now)
 				return retry
 			}
+			m.openLocked(f.host, f, now) // it is the one that sees whether a CA works again
 			m.startLocked(f)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"example.com/letsencrypt/internal/ca"
@@ -91,6 +92,9 @@ func (m *Manager) certificate(ctx context.Context, name string, conn net.Conn) (
 	defer m.mu.Unlock()
 	m.waiters--
 	f.waiters--
+	if err == nil && !f.host.asked.Swap(true) { // since the issuance, that is
+		m.requeueLocked(f.host)
+	}
 	return cert, true, err
 }
 
@@ -328,10 +332,9 @@ func (m *Manager) Serve() error {
 	}
 	go func() { ended <- http1.Serve(plain) }()
 	go func() { ended <- https.ServeTLS(secure, "", "") }()
-	err = <-ended
-	http1.Close()
-	https.Close()
-	if !errors.Is(err, http.ErrServerClosed) {
+	if err = <-ended; !errors.Is(err, http.ErrServerClosed) { // else Shutdown sees to both
+		http1.Close()
+		https.Close()
 		<-ended
 	}
 	return err
@@ -390,10 +393,12 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 	m.closed = true
 	servers := m.servers
 	m.mu.Unlock()
-	var errs []error
-	for _, s := range servers {
-		errs = append(errs, s.Shutdown(ctx))
+	errs := make([]error, len(servers))
+	var down sync.WaitGroup
+	for i, s := range servers {
+		down.Go(func() { errs[i] = s.Shutdown(ctx) })
 	}
+	down.Wait()
 	m.mu.Lock()
 	if m.started {
 		m.cancel()
@@ -541,12 +546,6 @@ func (m *Manager) logger() *slog.Logger {
 		return slog.Default()
 	}
 	return m.Logger
-}
-
-func (m *Manager) report(e Event) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.reportLocked(e)
 }
 
 // reportLocked has an event logged and given to OnEvent, in a goroutine of
