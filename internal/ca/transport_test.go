@@ -308,7 +308,9 @@ func TestNothingSleepsRetryAfter(t *testing.T) {
 // one as there are requests at a time.
 func TestManyOrders(t *testing.T) {
 	const n, each = 32, 2
-	slow := func(c *catest.Config) { c.Latency, c.ValidationTakes, c.FinalizeTakes = 50*ms, time.Second, time.Second }
+	slow := func(c *catest.Config) {
+		c.Latency, c.ValidationTakes, c.FinalizeTakes = 50*ms, time.Second, time.Second
+	}
 	inWorld(t, slow, func(t *testing.T, w *world) {
 		var all sync.WaitGroup
 		for i := range n {
