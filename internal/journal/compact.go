@@ -10,7 +10,7 @@ import (
 
 const (
 	minCompact = 64 << 10 // bytes; a smaller file is never rewritten for being dead
-	maxCopies  = 3        // tries of one compaction whose copy others remove
+	maxCopies  = 4        // tries of one compaction whose copy others remove
 )
 
 var errClosing = errors.New("log is being closed")

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -130,6 +131,7 @@ func TestEverythingGoesOnDuringACompaction(t *testing.T) {
 				}
 			})
 			<-reached
+			put(t, l, rec("d", 0))
 			put(t, l, rec("a", 3), Delete("host", "b"), rec("d", 1))
 			put(t, other, rec("e", 1), Delete("host", "c"))
 			seq := l.Put(rec("f", 1)) // queued, written by the compaction
@@ -138,6 +140,9 @@ func TestEverythingGoesOnDuringACompaction(t *testing.T) {
 			all := []Record{rec("a", 3), rec("d", 1), rec("e", 1), rec("f", 1)}
 			want(t, l, all...)
 			wantFile(t, name, all...)
+			if strings.Contains(read(t, name), string(rec("d", 0))) {
+				t.Error("the new file has a record that was replaced before it was made")
+			}
 			if l.durable < seq {
 				t.Errorf("record %d is in the file, but only %d are durable", seq, l.durable)
 			}
@@ -271,6 +276,61 @@ func TestFailingCompactionIsPutOff(t *testing.T) {
 	}
 }
 
+// A rename that may not last must not be built upon.
+func TestFolderIsSyncedAfterAFailedCompaction(t *testing.T) {
+	var steps []string
+	broken := ""
+	l := openWith(t, temp(t), Options{}, func(s string) error {
+		steps = append(steps, s)
+		return failAt(broken)(s)
+	})
+	broken = "syncdir"
+	if err := l.Compact(); !errors.Is(err, errInjected) {
+		t.Errorf("Compact = %v, want the failure", err)
+	}
+	broken, steps = "", nil
+	put(t, l, rec("a", 1))
+	if !slices.Contains(steps, "syncdir") {
+		t.Errorf("Sync after a folder that could not be synced did %q, want a syncdir", steps)
+	}
+}
+
+// Compact may find a file that Open then fails to read.
+func TestCompactDuringAnOpenThatFails(t *testing.T) {
+	name := temp(t)
+	write(t, name, "{}")
+	importing, copied := make(chan struct{}), make(chan struct{})
+	refused := errors.New("no")
+	fl := &file{name: name, fail: func(s string) error {
+		if s == "fsync copy" {
+			close(copied)
+		}
+		return nil
+	}}
+	fl.opts.Import = func([]byte) ([]Record, error) {
+		close(importing)
+		<-copied
+		return nil, refused
+	}
+	l := new(Log)
+	l.Put(rec("a", 1))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := l.openFile(fl); !errors.Is(err, refused) {
+			t.Errorf("Open = %v, want %v", err, refused)
+		}
+	})
+	<-importing
+	if err := l.Compact(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if got := read(t, name); got != "{}" {
+		t.Errorf("file = %q, want it untouched", got)
+	}
+	wantNoTemps(t, name)
+}
+
 func TestOpenRemovesWhatCrashedRewritesLeft(t *testing.T) {
 	name := temp(t)
 	mine := name + ".12345" + tempSuffix
@@ -353,6 +413,14 @@ func TestRewriteFollowsSymbolicLinks(t *testing.T) {
 		if fi, err := os.Lstat(n); err != nil || fi.Mode()&os.ModeSymlink == 0 {
 			t.Errorf("%s is no symbolic link any more: %v", n, err)
 		}
+	}
+	// A link in a linked folder: ".." starts where the folder really is.
+	other := filepath.Join(dir, "linked")
+	if err := errors.Join(os.Symlink(filepath.Join(dir, "data"), other), os.Symlink("../up", filepath.Join(dir, "data", "l"))); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := resolve(filepath.Join(other, "l")); filepath.Base(got) != "up" || filepath.Base(filepath.Dir(got)) != filepath.Base(dir) || err != nil {
+		t.Errorf("resolve(linked/l) = %s, %v, want %s", got, err, filepath.Join(dir, "up"))
 	}
 	if err := os.Symlink("loop", filepath.Join(dir, "loop")); err != nil {
 		t.Fatal(err)

@@ -68,23 +68,24 @@ func (fl *file) step(name string, do func() error) error {
 // rename would replace a symbolic link, and the lock's name must be one for all.
 func resolve(name string) (string, error) {
 	name, err := filepath.Abs(name)
+	if err != nil {
+		return "", err
+	}
 	for range maxLinks {
-		if err != nil {
-			break
-		}
 		target, err := os.Readlink(name)
 		if err != nil {
-			return name, nil
+			return name, nil // no link, or nothing there
 		}
 		if !filepath.IsAbs(target) {
-			target = filepath.Join(filepath.Dir(name), target)
+			dir := filepath.Dir(name)
+			if real, err := filepath.EvalSymlinks(dir); err == nil {
+				dir = real // what ".." in target starts from
+			}
+			target = filepath.Join(dir, target)
 		}
 		name = target
 	}
-	if err == nil {
-		err = &fs.PathError{Op: "readlink", Path: name, Err: errors.New("too many links")}
-	}
-	return "", err
+	return "", &fs.PathError{Op: "readlink", Path: name, Err: errors.New("too many links")}
 }
 
 // makeDir makes dir and its missing parents, durably.
@@ -104,13 +105,17 @@ func makeDir(dir string) error {
 	return syncDir(parent)
 }
 
-// syncDir makes the names in dir durable. Some file systems have no such
-// notion and say so; Windows cannot open a folder for it.
+// syncDir makes the names in dir durable, where that can be asked for: some
+// file systems have no such notion, Windows cannot open a folder for it, and a
+// folder that we may not read we cannot open either.
 func syncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil
 	}
 	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -154,7 +159,7 @@ func (fl *file) lock() (unlock func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := lockFile(f); err != nil {
+		if err := fl.step("lock", func() error { return lockFile(f) }); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -237,7 +242,8 @@ func (fl *file) read() (rs []Record, damaged int, err error) {
 	if err != nil || fi.Size() <= fl.end {
 		return nil, 0, err
 	}
-	br := bufio.NewReaderSize(io.NewSectionReader(fl.f, fl.end, fi.Size()-fl.end), readBuffer)
+	size := fi.Size() - fl.end
+	br := bufio.NewReaderSize(io.NewSectionReader(fl.f, fl.end, size), int(min(size, readBuffer)))
 	end := fl.end
 	for {
 		line, err := br.ReadString('\n')

@@ -54,34 +54,30 @@ const walkBatch = 1000
 type Log struct {
 	closing atomic.Bool // tells a compaction under way to give up
 
-	mu      sync.Mutex          // guards the fields below; held for memory access only
-	live    map[string]Record   // by Key, which is a part of the record
-	bytes   int64               // of the live records, newlines included
-	seq     uint64              // counts the records ever put
-	durable uint64              // the records up to this number need no Sync
-	queue   []Record            // put, not yet known to be in the file
-	pending map[string]struct{} // the keys of queue
-	views   map[*view]struct{}  // those who walk live at the moment
-	file    *file               // nil: memory only; what it points to belongs to the turn
-	flight  *flight             // the turn taken, or nil
-	compact chan struct{}       // the compaction slot taken, or nil; closed when free again
-	refused int64               // the size of the file when a compaction last failed
+	mu      sync.Mutex         // guards the fields below; held for memory access only
+	live    map[string]Record  // by Key, which is a part of the record
+	bytes   int64              // of the live records, newlines included
+	seq     uint64             // counts the records ever put
+	durable uint64             // the records up to this number are in the file
+	queue   []Record           // put, not yet known to be in the file
+	pending map[string]uint64  // when the keys of queue, and some others, were last put
+	views   map[*view]struct{} // those who walk live at the moment
+	file    *file              // nil: memory only; what it points to belongs to the turn
+	flight  *flight            // the turn taken, or nil
+	compact chan struct{}      // the compaction slot taken, or nil; closed when free again
+	refused int64              // the size of the file when a compaction last failed
 }
 
 // Put adds records, each replacing those of its kind and name, and returns the
-// number to Sync. They are seen together or not at all. Put never waits for
-// I/O.
+// number to Sync. They are seen together or not at all, and all others wait
+// meanwhile: put thousands in pieces. Put never waits for I/O.
 func (l *Log) Put(rs ...Record) (seq uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range rs {
 		l.setLocked(r)
-		if l.file != nil {
-			l.queue = append(l.queue, r)
-			l.pendLocked(r)
-		}
+		l.queueLocked(r)
 	}
-	l.seq += uint64(len(rs))
 	return l.seq
 }
 
@@ -92,7 +88,7 @@ func (l *Log) Adopt(rs ...Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range rs {
-		if _, ok := l.pending[r.Key()]; !ok {
+		if !l.pendingLocked(r.Key()) {
 			l.setLocked(r)
 		}
 	}
@@ -117,12 +113,21 @@ func (l *Log) setLocked(r Record) {
 	}
 }
 
-func (l *Log) pendLocked(r Record) {
-	if l.pending == nil {
-		l.pending = make(map[string]struct{})
+// queueLocked counts r and queues it for the file, if there is one.
+func (l *Log) queueLocked(r Record) {
+	l.seq++
+	if l.file == nil {
+		return
 	}
-	l.pending[r.Key()] = struct{}{}
+	l.queue = append(l.queue, r)
+	if l.pending == nil {
+		l.pending = make(map[string]uint64)
+	}
+	l.pending[r.Key()] = l.seq
 }
+
+// pendingLocked reports whether a record of that key is queued.
+func (l *Log) pendingLocked(key string) bool { return l.pending[key] > l.durable }
 
 // Get returns the record of the given kind and name.
 func (l *Log) Get(kind, name string) (Record, bool) {

@@ -207,7 +207,7 @@ func TestTextIsOneMoment(t *testing.T) {
 }
 
 func TestMemoryPerRecord(t *testing.T) {
-	const n, size = 100_000, 40
+	const n, size = 50_000, 40
 	value := []byte(`"` + strings.Repeat("x", size) + `"`)
 	names := make([]string, n)
 	for i := range names {

@@ -117,7 +117,7 @@ func (l *Log) detach() {
 }
 
 func (l *Log) detachLocked() {
-	l.file, l.queue, l.pending = nil, nil, nil
+	l.file, l.queue, l.pending, l.durable, l.refused = nil, nil, nil, 0, 0
 }
 
 // load reads the file for the first time. The caller has the turn.
@@ -169,13 +169,19 @@ func (l *Log) Sync(seq uint64) error {
 // lead writes what is queued, releases those who wait for it, and then
 // rewrites the file if it is mostly dead.
 func (l *Log) lead(fl *file, f *flight) {
-	f.last, f.err = l.flush(fl)
-	size := fl.end
-	l.endTurn(f)
+	size := l.leadTurn(fl, f)
 	if f.err == nil && l.bloated(size) && l.takeSlot(false) {
 		defer l.freeSlot()
 		l.compactInPassing(fl, size)
 	}
+}
+
+// leadTurn ends the turn even if one of Options' functions panics: whoever
+// recovers that would leave everybody else waiting.
+func (l *Log) leadTurn(fl *file, f *flight) (size int64) {
+	defer l.endTurn(f)
+	f.last, f.err = l.flush(fl)
+	return fl.end
 }
 
 // flush reads what others wrote and writes what is queued. It returns the
@@ -207,11 +213,8 @@ func (l *Log) written(n int, last uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.durable = max(l.durable, last)
-	rest := l.queue[n:]
-	l.queue, l.pending = nil, nil
-	for _, r := range rest {
-		l.queue = append(l.queue, r)
-		l.pendLocked(r)
+	if l.queue = l.queue[n:]; len(l.queue) == 0 {
+		l.queue, l.pending = nil, nil
 	}
 }
 
@@ -232,14 +235,12 @@ func (l *Log) catchUp(fl *file) error {
 		// If the file was replaced, what stands here unread is what was
 		// appended before: deletions among it are found nowhere else.
 		rs, damaged, err := fl.read()
-		if err != nil {
-			return fmt.Errorf("reading what was appended: %w", err)
-		}
 		l.apply(fl, l.news(rs))
 		if fl.current() {
 			l.heal(fl, damaged)
-			return nil
+			return err
 		}
+		// An error does not matter then: NFS gives one for any file replaced.
 	}
 	return l.attach(fl, false)
 }
@@ -346,18 +347,15 @@ func (l *Log) queueMissing(rs []Record) {
 	}
 }
 
-// requeue queues the live ones among rs unless that was done already.
+// requeue queues rs, which were live, but for those that a Put has replaced or
+// queued since.
 func (l *Log) requeue(rs []Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range rs {
-		key := r.Key()
-		_, queued := l.pending[key]
-		if queued || l.live[key] != r {
-			continue // a Put came first and queued what holds now
+		if !l.pendingLocked(r.Key()) {
+			l.queueLocked(r)
 		}
-		l.queue = append(l.queue, r)
-		l.pendLocked(r)
 	}
 }
 

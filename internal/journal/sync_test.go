@@ -328,17 +328,16 @@ func TestDamagedAtEveryByte(t *testing.T) {
 	whole := header + lines(six...)
 	dir := t.TempDir()
 	for n := len(header); n < len(whole)-1; n++ {
-		for _, c := range []byte{whole[n] ^ 1, '\n', 0} {
-			if whole[n] == c {
-				continue
-			}
-			name := filepath.Join(dir, fmt.Sprint(n, "-", c))
-			damaged := whole[:n] + string(c) + whole[n+1:]
-			write(t, name, damaged)
-			testDamaged(t, name, damaged)
-			if t.Failed() {
-				t.Fatalf("byte %d changed from %q to %q", n, whole[n], c)
-			}
+		c := []byte{whole[n] ^ 1, '\n', 0}[n%3]
+		if c == whole[n] {
+			c = ' '
+		}
+		name := filepath.Join(dir, fmt.Sprint(n))
+		damaged := whole[:n] + string(c) + whole[n+1:]
+		write(t, name, damaged)
+		testDamaged(t, name, damaged)
+		if t.Failed() {
+			t.Fatalf("byte %d changed from %q to %q", n, whole[n], c)
 		}
 	}
 }
@@ -452,7 +451,9 @@ func TestApplyMayPut(t *testing.T) {
 	}
 	defer l.Close()
 	want(t, l, rec("a", 2), rec("b", 1))
-	wantFile(t, name, rec("a", 2), rec("b", 1))
+	if got, want := read(t, name), header+lines(rec("a", 1), rec("b", 1), rec("a", 2)); got != want {
+		t.Errorf("file = %q, want %q", got, want)
+	}
 }
 
 func TestTwoLogsShareAFile(t *testing.T) {
@@ -560,6 +561,61 @@ func TestFileIsReplacedByAnother(t *testing.T) {
 	wantFile(t, name, all...)
 }
 
+func TestMissingNewlineIsAddedOnce(t *testing.T) {
+	name := temp(t)
+	write(t, name, strings.TrimSuffix(header+lines(rec("a", 1)), "\n"))
+	l, other := open(t, name), open(t, name)
+	put(t, other, rec("b", 1))
+	put(t, l, rec("c", 1))
+	put(t, l, rec("d", 1))
+	if got, want := read(t, name), header+lines(rec("a", 1), rec("b", 1), rec("c", 1), rec("d", 1)); got != want {
+		t.Errorf("file = %q, want %q", got, want)
+	}
+	closeLog(t, l)
+	write(t, name, strings.TrimSuffix(header+lines(rec("a", 1)), "\n"))
+	l = open(t, name)
+	if err := l.Compact(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, rec("a", 2))
+	if got, want := read(t, name), header+lines(rec("a", 1), rec("a", 2)); got != want {
+		t.Errorf("after Compact, file = %q, want %q", got, want)
+	}
+}
+
+// A record of ours stands in the way of another's only until it is written,
+// even if by then more is queued.
+func TestAdoptAfterWriting(t *testing.T) {
+	name := temp(t)
+	var l *Log
+	duringSync := func() {}
+	l = openWith(t, name, Options{}, func(s string) error {
+		if s == "fsync" {
+			duringSync()
+		}
+		return nil
+	})
+	other := open(t, name)
+	duringSync = func() { l.Put(rec("b", 1)) }
+	put(t, l, rec("a", 1))
+	duringSync = func() {}
+	put(t, other, rec("a", 2))
+	put(t, l, rec("c", 1))
+	want(t, l, rec("a", 2), rec("b", 1), rec("c", 1))
+	wantFile(t, name, rec("a", 2), rec("b", 1), rec("c", 1))
+}
+
+func TestHandleGoesBad(t *testing.T) {
+	name := temp(t)
+	l, other := open(t, name), open(t, name)
+	put(t, l, rec("a", 1))
+	put(t, other, rec("b", 1))
+	l.file.f.Close()
+	put(t, l, rec("c", 1))
+	want(t, l, rec("a", 1), rec("b", 1), rec("c", 1))
+	wantFile(t, name, rec("a", 1), rec("b", 1), rec("c", 1))
+}
+
 func TestFileIsReplacedByANewerVersion(t *testing.T) {
 	name := temp(t)
 	l := open(t, name)
@@ -578,6 +634,94 @@ func TestFileIsReplacedByANewerVersion(t *testing.T) {
 		t.Error(err)
 	}
 	wantFile(t, name, rec("a", 1), rec("b", 1))
+}
+
+// Whoever recovers a panic of Apply's must not be left with a log that hangs.
+func TestPanicInApply(t *testing.T) {
+	name := temp(t)
+	var l Log
+	armed := false
+	apply := func(rs []Record) {
+		if armed {
+			armed = false
+			panic("boom")
+		}
+		l.Adopt(rs...)
+	}
+	if err := l.Open(name, Options{Apply: apply}); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	other := open(t, name)
+	put(t, other, rec("a", 1))
+	armed = true
+	seq := l.Put(rec("b", 1))
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("Sync does not panic")
+			}
+		}()
+		l.Sync(seq)
+	}()
+	if err := l.Sync(seq); err != nil {
+		t.Error(err)
+	}
+	wantFile(t, name, rec("a", 1), rec("b", 1))
+}
+
+// What is durable in one file is not yet so in the next.
+func TestSyncOfAnotherFile(t *testing.T) {
+	l := open(t, temp(t))
+	seq := l.Put(rec("a", 1))
+	if err := l.Sync(seq); err != nil {
+		t.Fatal(err)
+	}
+	closeLog(t, l)
+	name := temp(t)
+	write(t, name, header)
+	broken := true
+	fl := &file{name: name, fail: func(s string) error {
+		if broken && s == "write" {
+			return errInjected
+		}
+		return nil
+	}}
+	if err := l.openFile(fl); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Sync(seq); !errors.Is(err, errInjected) {
+		t.Errorf("Sync = %v, want the failure", err)
+	}
+	broken = false
+	if err := l.Sync(seq); err != nil {
+		t.Error(err)
+	}
+	wantFile(t, name, rec("a", 1))
+}
+
+// Somebody removes the lock file while we wait for the lock on it: others
+// then lock a new one.
+func TestLockFileVanishes(t *testing.T) {
+	name := temp(t)
+	locks, armed := 0, false
+	l := openWith(t, name, Options{}, func(s string) error {
+		if s == "lock" {
+			if locks++; armed {
+				armed = false
+				return os.Remove(name + ".lock")
+			}
+		}
+		return nil
+	})
+	locks, armed = 0, true
+	put(t, l, rec("a", 1))
+	if locks != 2 {
+		t.Errorf("%d locks were taken, want the one that was removed and a new one", locks)
+	}
+	if _, err := os.Stat(name + ".lock"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestFailedWrite(t *testing.T) {
