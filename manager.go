@@ -1,4 +1,117 @@
-// Package letsencrypt obtains, serves, renews and remembers TLS certificates.
+// Package letsencrypt obtains, serves, renews and remembers TLS certificates,
+// from Let's Encrypt or any other CA that speaks ACME (RFC 8555).
+//
+// # Quick start
+//
+// A complete HTTPS server:
+//
+//	package main
+//
+//	import (
+//		"fmt"
+//		"log"
+//		"net/http"
+//
+//		"example.com/letsencrypt"
+//	)
+//
+//	func main() {
+//		http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+//			fmt.Fprintln(w, "Hello, TLS!")
+//		})
+//		var m letsencrypt.Manager
+//		if err := m.CacheFile("letsencrypt.cache"); err != nil {
+//			log.Fatal(err)
+//		}
+//		m.SetHosts([]string{"example.com"})
+//		log.Fatal(m.Serve())
+//	}
+//
+// The name must lead to the machine that this runs on, and the CA must reach
+// it there at port 443 or port 80: at the one it makes a TLS connection, which
+// GetCertificate answers (tls-alpn-01), at the other an HTTP request, which
+// HTTPHandler answers (http-01). Each host has a certificate of its own, so
+// that one whose DNS is wrong harms no other.
+//
+// # Registration
+//
+// An account is made at the CA, and its terms of service are agreed to, when
+// the first certificate is asked for. Register does so beforehand, gives the
+// CA an e-mail address, and lets the program see the terms.
+//
+// Certificates come from Let's Encrypt. The field CAs names another CA, the
+// staging environment for trying things out, or several CAs: the next is asked
+// when one fails.
+//
+// # Hosts
+//
+// Any name that a client asks for and that could exist gets a certificate,
+// within NewHostLimit. That is for trying things out: anybody can have any
+// number of names lead here. SetHosts lists the hosts that may have one, and
+// Allow decides, when a client asks, about those that are not on the list.
+//
+// Names are compared in lower case, without a trailing dot and in Punycode. A
+// client that names no host gets the certificate of the address it reached, if
+// that is listed, else that of DefaultHost, or of the only host on the list.
+//
+// AddCertificate adds certificates that the program has from elsewhere.
+//
+// # Storage
+//
+// Everything is kept in memory, and lost when the program ends; to start over
+// again and again is the surest way to a CA's limits. CacheFile keeps it in a
+// file: what depends on something waits until that is on disk, and a crash at
+// any instant loses no certificate. Marshal, Unmarshal and Watch let the program
+// keep it wherever it likes. What they write has private keys in it.
+//
+// # Limits
+//
+// A CA issues so many certificates and then refuses for hours or days. So that
+// a mistake, a crash loop or a stranger with a list of names does not get us
+// there, every certificate takes a token from Limit, one a minute with a burst
+// of 20, and one for a host that nobody vouched for, by SetHosts, Manage or
+// Allow, takes another from NewHostLimit, one every three hours with a burst of
+// 20. How many are left is part of the state.
+//
+// A handshake does not wait for a token, and fails with ErrRateLimited.
+// Renewals go first and do wait: when Limit is too low for them an event, a log
+// line and Status say so.
+//
+// A host that failed is left alone for a minute, and for twice as long with
+// every failure up to a day; a CA that fails, for up to an hour; both for as
+// long as the CA says. Renew does not heed the host's.
+//
+// # Renewal
+//
+// A certificate is renewed when a third of its life is left, half if it lives
+// ten days or less, or when the CA suggests it (RFC 9773), in the background
+// and while the old one is served. That is done for hosts on the list, for
+// those named to Manage, and for others if a client asked for them since the
+// last time and they are still allowed. Renew replaces a certificate at once.
+//
+// OnEvent and Logger are told how it goes, and Status tells it of any host, with
+// the CA's own words where something failed.
+//
+// # Serving
+//
+// Serve listens at ports 443 and 80; HTTPSAddr, HTTPAddr and Handler change what
+// it does there. ServeHTTPS leaves port 80 to the program. Shutdown ends both.
+//
+// For a server of the program's own there are TLSConfig, and Listen, which
+// returns a listener, and for its port 80 HTTPHandler. GetCertificate fits any
+// tls.Config, but can't answer the CA's validations unless "acme-tls/1" is in
+// NextProtos; otherwise HTTPHandler is needed.
+//
+// A handshake for a host that has its certificate takes no lock and waits for
+// nothing. One for a host that lacks it waits for the CA, a few seconds most
+// often and a minute at most.
+//
+// # Compatibility
+//
+// Names in this package that rsc.io/letsencrypt had mean what they meant there,
+// and CacheFile and Unmarshal read what it wrote. They will read what this
+// version writes, too, in every version to come; what a later version wrote an
+// earlier one refuses whole or keeps word for word, and does not damage.
 package letsencrypt
 
 import (
