@@ -68,6 +68,18 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
+func TestKilledWhenTheCertificateIsWritten(t *testing.T) {
+	t.Parallel()
+	const host = "a.example.com"
+	r := newRig(t, pebble.Config{})
+	cache := filepath.Join(t.TempDir(), "cache")
+	first := startChild(t, "serve", r.serveArgs(cache, host))
+	eventually(t, "the certificate in the file", func() bool { return kindsIn(t, cache)["cert"] })
+	first.kill()
+	second := startChild(t, "serve", r.serveArgs(cache, host))
+	r.endsWell(second, cache, host, 1)
+}
+
 // newGatedRig returns a rig whose CA validates at a gate, where its connections
 // stand until open is called, and then go where the rig's Managers serve.
 func newGatedRig(t *testing.T) (_ *rig, open func()) {

@@ -287,7 +287,8 @@ func TestPausedHost(t *testing.T) {
 	}
 }
 
-func TestLimitedHostIsRenewedByHand(t *testing.T) {
+// Clients that come meanwhile cost the CA nothing.
+func TestLimitedHostIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, pebble.Config{})
 	m, _ := r.server()
