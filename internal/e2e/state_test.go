@@ -296,7 +296,7 @@ func TestCacheFileOfALaterVersionIsLeftAlone(t *testing.T) {
 
 func TestCacheFileRefusesWhatIsNotItsOwn(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "notes.txt")
-	for _, data := range []string{"buy milk\n", "<html>", `["json"]`, `{"Certs": 1}`, "\x00\x01\x02"} {
+	for _, data := range []string{"buy milk\n", "<html>", `["json"]`, `{"Certs": 1}`, `{"name": "left-pad"}`, "\x00\x01\x02"} {
 		write(t, file, data)
 		var m letsencrypt.Manager
 		if err := m.CacheFile(file); err == nil || !strings.Contains(err.Error(), file) {
@@ -511,4 +511,15 @@ func has(t *testing.T, state, key string) bool {
 	t.Helper()
 	_, ok := records(t, state)[key]
 	return ok
+}
+
+func TestHostThatLeavesTheListIsForgotten(t *testing.T) {
+	var m letsencrypt.Manager
+	defer shutdown(t, &m)
+	m.SetHosts([]string{"old.example.com", "both.example.com"})
+	m.SetHosts([]string{"new.example.com", "both.example.com"})
+	s := m.Status()
+	if len(s) != 2 || s[0].Host != "both.example.com" || s[1].Host != "new.example.com" {
+		t.Errorf("Status() = %v, want the two hosts of the list", s)
+	}
 }
