@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"example.com/letsencrypt/internal/catest"
 	"golang.org/x/crypto/acme"
@@ -41,7 +43,13 @@ func newClient(t testing.TB, ca *catest.CA) *client {
 		http:   make(map[string]string),
 		txt:    make(map[string][]string),
 	}
-	ca.Change(func(conf *catest.Config) {
+	c.serve()
+	return c
+}
+
+// serve makes the client's servers the ones that the CA validates.
+func (c *client) serve() {
+	c.ca.Change(func(conf *catest.Config) {
 		conf.TLS = func(string) *tls.Config {
 			return &tls.Config{GetCertificate: c.getCertificate, NextProtos: []string{"h2", "acme-tls/1"}}
 		}
@@ -52,7 +60,6 @@ func newClient(t testing.TB, ca *catest.CA) *client {
 			return c.txt[name]
 		}
 	})
-	return c
 }
 
 func (c *client) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -174,6 +181,19 @@ func (c *client) fulfil(t testing.TB, o *acme.Order, typ string) error {
 	return nil
 }
 
+// ready returns an order that is ready to be finalized.
+func (c *client) ready(t testing.TB, names ...string) *acme.Order {
+	t.Helper()
+	o, err := c.order(t, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.fulfil(t, o, "http-01"); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
 // csr returns a certificate request.
 func csr(t testing.TB, key crypto.Signer, names ...string) []byte {
 	t.Helper()
@@ -266,6 +286,54 @@ func TestObtain(t *testing.T) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// Many clients at a time, a year of renewals.
+func TestYear(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Latency = 50 * time.Millisecond
+		ca.ValidationTakes = 2 * time.Second
+		ca.FinalizeTakes = time.Second
+		const hosts = 6
+		end := time.Now().Add(365 * day)
+		servers := make(map[string]*client)
+		var wg sync.WaitGroup
+		for i := range hosts {
+			// A client each: acme.Client asks for nonces with a mutex held,
+			// which in a bubble stops the clock for all that wait for it.
+			c, host := newClient(t, ca), fmt.Sprintf("host%d.example.com", i)
+			servers[host] = c
+			wg.Go(func() {
+				c.register(t)
+				for time.Now().Before(end) {
+					leaf := c.mustObtain(t, "tls-alpn-01", host)
+					time.Sleep(time.Until(leaf.NotBefore.Add(60 * day)))
+				}
+			})
+		}
+		ca.Change(func(conf *catest.Config) {
+			conf.TLS = func(host string) *tls.Config {
+				return &tls.Config{GetCertificate: servers[host].getCertificate, NextProtos: []string{"acme-tls/1"}}
+			}
+		})
+		wg.Wait()
+		if got, want := len(ca.Issued("")), 7*hosts; got != want {
+			t.Errorf("%d certificates in a year, want %d", got, want)
+		}
+	})
+}
+
+func BenchmarkOrder(b *testing.B) {
+	for _, typ := range []string{"http-01", "tls-alpn-01"} {
+		b.Run(typ, func(b *testing.B) {
+			c := newClient(b, catest.New(b)).register(b)
+			for b.Loop() {
+				c.mustObtain(b, typ, "example.com")
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "orders/s")
 		})
 	}
 }

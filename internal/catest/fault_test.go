@@ -102,6 +102,60 @@ func TestFaultReplies(t *testing.T) {
 	}
 }
 
+func TestTruncate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		_, whole, err := get(t.Context(), ca)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ca.Fault(catest.On("directory", 0, catest.Truncate))
+		if _, body, err := get(t.Context(), ca); string(body) != string(whole[:len(whole)/2]) || err == nil {
+			t.Errorf("truncated body is %q, %v, want half of %q", body, err, whole)
+		}
+	})
+}
+
+// A slow CA acts late.
+func TestSlowActs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		c := newClient(t, ca).register(t)
+		ca.Fault(catest.On("newOrder", 0, catest.Slow(time.Hour)))
+		start := time.Now()
+		if _, err := c.order(t, []string{"example.com"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := ca.Orders()[0].Time; !got.Equal(start.Add(time.Hour)) {
+			t.Errorf("order was made at %v, want %v", got, start.Add(time.Hour))
+		}
+	})
+}
+
+// A client does not wait longer than it wants for a validation.
+func TestContextDuringValidation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		c := newClient(t, ca).register(t)
+		z := c.firstAuthz(t, "example.com")
+		ca.Change(func(c *catest.Config) {
+			c.HTTP = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := c.Accept(ctx, z.Challenges[1])
+		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+			t.Errorf("Accept = %v after %v, want %v after 1s", err, took, context.DeadlineExceeded)
+		}
+		time.Sleep(9 * time.Second)
+		synctest.Wait()
+		if got := ca.Validations(); len(got) != 1 || got[0].Type != "http-01" || got[0].Err == nil {
+			t.Errorf("Validations() = %v, want a failure", got)
+		}
+	})
+}
+
 // A lost reply is to a request that was acted on, a dropped request was not.
 func TestFaultActs(t *testing.T) {
 	for name, want := range map[string]int{"LoseReply": 1, "Drop": 0} {
@@ -156,12 +210,18 @@ func TestFaultNonce(t *testing.T) {
 		ca := catest.New(t)
 		c := newClient(t, ca).register(t)
 		ca.Fault(catest.On("newOrder", 1, catest.Problem(400, "badNonce", "once", "")))
-		before := ca.Count("newNonce")
-		if _, err := c.order(t, []string{"example.com"}); err != nil {
-			t.Errorf("order after badNonce: %v", err)
+		p := newRaw(t, c, string(c.KID), "").send(t, ca.Client())
+		if p.Status != 200 {
+			t.Errorf("account = %d, want 200", p.Status)
 		}
-		if got := ca.Count("newNonce") - before; got > 1 {
-			t.Errorf("%d requests for nonces after one badNonce, want at most 1", got)
+		r := newRaw(t, c, "https://ca.test/new-order", "{}")
+		if p = r.send(t, ca.Client()); !p.is(400, "badNonce") {
+			t.Errorf("newOrder under the fault = %d %s, want badNonce", p.Status, p.Type)
+		}
+		r = newRaw(t, c, string(c.KID), "")
+		r.protected["nonce"] = p.header.Get("Replay-Nonce")
+		if p = r.send(t, ca.Client()); p.Status != 200 {
+			t.Errorf("account with the fault's nonce = %d %s, want 200", p.Status, p.Type)
 		}
 	})
 }

@@ -50,7 +50,7 @@ type challenge struct {
 	id        string
 	authz     *authz
 	typ       string
-	token     string
+	token     string // dns-persist-01 does not show it
 	status    string
 	validated time.Time
 	problem   *Error
@@ -277,10 +277,7 @@ func (ca *CA) authorize(rq *request, id identifier) *authz {
 	ca.authzs[a.id] = a
 	for _, typ := range rq.cfg.Challenges {
 		if offered(typ, id.Type, wildcard) {
-			c := &challenge{id: ca.newID(), authz: a, typ: typ, status: "pending"}
-			if typ != "dns-persist-01" {
-				c.token = rand.Text()
-			}
+			c := &challenge{id: ca.newID(), authz: a, typ: typ, token: rand.Text(), status: "pending"}
 			a.challenges = append(a.challenges, c)
 			ca.challenges[c.id] = c
 		}

@@ -130,8 +130,8 @@ func TestLeavePending(t *testing.T) {
 		if _, err := c.Accept(t.Context(), chal); err != nil {
 			t.Fatal(err)
 		}
-		if z, err := c.GetAuthorization(t.Context(), z.URI); err != nil || z.Status != "valid" {
-			t.Errorf("after the third try: %v, %v, want valid", z, err)
+		if got, err := c.GetChallenge(t.Context(), chal.URI); err != nil || got.Status != "valid" || got.Error != nil {
+			t.Errorf("after the third try: %+v, %v, want valid and no error", got, err)
 		}
 	})
 }
@@ -182,13 +182,7 @@ func TestEndOfTest(t *testing.T) {
 			t.Fatal(err)
 		}
 		ca.Change(func(c *catest.Config) { c.ValidationTakes = 0 })
-		o, err := c.order(t, []string{"example.org"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.fulfil(t, o, "http-01"); err != nil {
-			t.Fatal(err)
-		}
+		o := c.ready(t, "example.org")
 		newRaw(t, c, o.FinalizeURL, fmt.Sprintf(`{"csr":%q}`, b64(csr(t, newKey(t), "example.org")))).send(t, ca.Client())
 	})
 }
@@ -337,6 +331,9 @@ func TestAuthzReuse(t *testing.T) {
 		if got := len(ca.Validations()); got != 9 {
 			t.Errorf("another account: %d validations, want 9", got)
 		}
+		c.serve()
+		ca.Change(func(c *catest.Config) { c.AuthzReuse = 0 })
+		obtain("no reuse any more", 2)
 	})
 }
 
@@ -440,9 +437,11 @@ func TestAnotherAccount(t *testing.T) {
 	})
 }
 
+// A challenge is accepted once, and none when the authorization is decided.
 func TestAcceptTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := catest.New(t)
+		ca.ValidationTakes = 3 * time.Second
 		c := newClient(t, ca).register(t)
 		z := c.firstAuthz(t, "example.com")
 		c.answer(t, z, z.Challenges[0])
@@ -451,6 +450,34 @@ func TestAcceptTwice(t *testing.T) {
 		}
 		if _, err := c.Accept(t.Context(), z.Challenges[0]); !isProblem(err, 400, "malformed") {
 			t.Errorf("second Accept: %v, want 400 malformed", err)
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if _, err := c.Accept(t.Context(), z.Challenges[1]); !isProblem(err, 400, "malformed") {
+			t.Errorf("Accept of another challenge afterwards: %v, want 400 malformed", err)
+		}
+	})
+}
+
+// Of two challenges that are accepted, the first outcome counts.
+func TestAcceptTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 3 * time.Second
+		c := newClient(t, ca).register(t)
+		z := c.firstAuthz(t, "example.com")
+		c.answer(t, z, z.Challenges[1])
+		for _, chal := range z.Challenges[:2] {
+			if _, err := c.Accept(t.Context(), chal); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		got, err := c.GetAuthorization(t.Context(), z.URI)
+		if err != nil || got.Status != "invalid" || len(ca.Validations()) != 2 {
+			t.Errorf("after a failure and a success: %v, %v, want invalid", got, err)
 		}
 	})
 }
@@ -470,13 +497,7 @@ func TestKeyTypes(t *testing.T) {
 			c.register(t).mustObtain(t, "tls-alpn-01", "example.com")
 		}
 		c := newClient(t, ca).register(t)
-		o, err := c.order(t, []string{"example.com"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.fulfil(t, o, "http-01"); err != nil {
-			t.Fatal(err)
-		}
+		o := c.ready(t, "example.com")
 		if _, _, err := c.CreateOrderCert(t.Context(), o.FinalizeURL, csr(t, ed, "example.com"), true); !isProblem(err, 400, "badCSR") {
 			t.Errorf("CSR with an Ed25519 key: %v, want badCSR", err)
 		}

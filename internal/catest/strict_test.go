@@ -210,7 +210,7 @@ func TestStrictRequests(t *testing.T) {
 		{"GET", func(t testing.TB, r *raw) { r.method = "GET" }, 405, "malformed", "POST-as-GET"},
 		{"Content-Type", func(t testing.TB, r *raw) { r.headers["Content-Type"] = "application/json" }, 415, "malformed", "application/jose+json"},
 		{"no JWS", func(t testing.TB, r *raw) { r.body = "{" }, 400, "malformed", "JWS"},
-		{"unprotected header", func(t testing.TB, r *raw) { r.body = `{"header":{}}` }, 400, "malformed", "header"},
+		{"unprotected header", func(t testing.TB, r *raw) { r.body = `{"header":{}}` }, 400, "malformed", "unknown field"},
 		{"padding", func(t testing.TB, r *raw) { r.body = `{"protected":"e30="}` }, 400, "malformed", "base64url"},
 		{"no header", func(t testing.TB, r *raw) { r.body = `{"protected":"e30"}` }, 400, "badSignatureAlgorithm", "alg"},
 		{"alg none", func(t testing.TB, r *raw) { r.protected["alg"] = "none" }, 400, "badSignatureAlgorithm", "none"},
@@ -325,6 +325,7 @@ func TestStrictPayloads(t *testing.T) {
 		{"account/1", `{"contact":["tel:1"]}`, 400, "unsupportedContact", ""},
 		{"account/1", `{"contact":["mailto:a"]}`, 400, "invalidContact", ""},
 		{"account/1", `{"contact":["mailto:a@b.test"]}`, 200, "", ""},
+		{"authz/3", `{"status":"valid"}`, 400, "malformed", "authorization status"},
 		{"account/2", ``, 403, "unauthorized", "another account"},
 		{"orders/2", ``, 403, "unauthorized", "another account"},
 		{"orders/1", ``, 200, "", ""},
@@ -333,7 +334,8 @@ func TestStrictPayloads(t *testing.T) {
 	}
 	for _, test := range tests {
 		strict(t, func(t *testing.T, ca *catest.CA, rec *recorder) {
-			c := newClient(t, ca).register(t)
+			c := newClient(t, ca).register(t) // account 1
+			c.firstAuthz(t, "example.com")    // order 2, authorization 3
 			p := newRaw(t, c, "https://ca.test/"+test.path, test.payload).send(t, ca.Client())
 			if p.Status != test.status || test.typ != "" && !p.is(test.status, test.typ) {
 				t.Errorf("%s %s = %d %s, want %d %s", test.path, test.payload, p.Status, p.Type, test.status, test.typ)
@@ -377,6 +379,10 @@ func TestStrictKeys(t *testing.T) {
 		}
 		rec.wantFailure(t, "newAccount with kid", "want jwk")
 
+		point, err := c.Key.Public().(*ecdsa.PublicKey).Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
 		for name, bad := range map[string]string{
 			"curve":  `{"kty":"EC","crv":"P-224"}`,
 			"size":   `{"kty":"EC","crv":"P-256","x":"AAAA","y":"AAAA"}`,
@@ -384,6 +390,7 @@ func TestStrictKeys(t *testing.T) {
 			"type":   `{"kty":"oct"}`,
 			"bits":   fmt.Sprintf(`{"kty":"RSA","e":"AQAB","n":%q}`, b64(new(big.Int).Lsh(big.NewInt(1), 1023).Bytes())),
 			"base64": `{"kty":"EC","crv":"P-256","x":"=","y":""}`,
+			"split":  fmt.Sprintf(`{"kty":"EC","crv":"P-256","x":%q,"y":%q}`, b64(point[1:32]), b64(point[32:])),
 		} {
 			r := newRaw(t, c, "https://ca.test/new-account", "{}")
 			delete(r.protected, "kid")
@@ -393,6 +400,20 @@ func TestStrictKeys(t *testing.T) {
 			}
 			rec.wantFailure(t, "bad "+name, "jwk")
 		}
+	})
+}
+
+func TestStrictAlgorithm(t *testing.T) {
+	strict(t, func(t *testing.T, ca *catest.CA, rec *recorder) {
+		c := newClient(t, ca).register(t)
+		key := fmt.Appendf(nil, `{"kty":"RSA","e":"AQAB","n":%q}`, b64(new(big.Int).Lsh(big.NewInt(1), 2047).Bytes()))
+		r := newRaw(t, c, "https://ca.test/new-account", "{}")
+		delete(r.protected, "kid")
+		r.protected["jwk"] = json.RawMessage(key)
+		if p := r.send(t, ca.Client()); !p.is(400, "malformed") {
+			t.Errorf("ES256 with an RSA key = %d %s, want malformed", p.Status, p.Type)
+		}
+		rec.wantFailure(t, "ES256 with an RSA key", "with an RSA key")
 	})
 }
 
@@ -434,12 +455,7 @@ func TestStrictFinalize(t *testing.T) {
 		refused("same again", good, "orderNotReady", "")
 		refused("other key", csr(t, newKey(t), "example.com"), "orderNotReady", "finalizing an order that is valid")
 
-		if o, err = c.order(t, []string{"example.com"}); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.fulfil(t, o, "http-01"); err != nil {
-			t.Fatal(err)
-		}
+		o = c.ready(t, "example.com")
 		refused("used key", good, "badCSR", "earlier certificate's key")
 	})
 }
@@ -449,15 +465,9 @@ func TestFinalizeExpiredOrder(t *testing.T) {
 	strict(t, func(t *testing.T, ca *catest.CA, rec *recorder) {
 		ca.OrderLifetime = time.Hour
 		c := newClient(t, ca).register(t)
-		o, err := c.order(t, []string{"example.com"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.fulfil(t, o, "http-01"); err != nil {
-			t.Fatal(err)
-		}
+		o := c.ready(t, "example.com")
 		time.Sleep(time.Hour)
-		_, _, err = c.CreateOrderCert(t.Context(), o.FinalizeURL, csr(t, newKey(t), "example.com"), true)
+		_, _, err := c.CreateOrderCert(t.Context(), o.FinalizeURL, csr(t, newKey(t), "example.com"), true)
 		if !isProblem(err, 403, "orderNotReady") {
 			t.Errorf("finalizing an expired order: %v, want 403 orderNotReady", err)
 		}
@@ -541,13 +551,7 @@ func TestPoliteOrder(t *testing.T) {
 		ca.FinalizeTakes = 10 * time.Second
 		ca.RetryAfter = 3 * time.Second
 		c := newClient(t, ca).register(t)
-		o, err := c.order(t, []string{"example.com"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.fulfil(t, o, "http-01"); err != nil {
-			t.Fatal(err)
-		}
+		o := c.ready(t, "example.com")
 		newRaw(t, c, o.FinalizeURL, fmt.Sprintf(`{"csr":%q}`, b64(csr(t, newKey(t), "example.com")))).send(t, ca.Client())
 		time.Sleep(2 * time.Second)
 		p := newRaw(t, c, o.URI, "").send(t, ca.Client())
@@ -557,6 +561,33 @@ func TestPoliteOrder(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		newRaw(t, c, o.URI, "").send(t, ca.Client())
+	})
+}
+
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 10 * time.Second
+		ca.RetryAfter = 2500 * time.Millisecond
+		c := newClient(t, ca).register(t)
+		z := c.firstAuthz(t, "example.com")
+		check := func(when, want string) {
+			t.Helper()
+			for _, url := range []string{ca.Orders()[0].URL, z.URI} {
+				p := newRaw(t, c, url, "").send(t, ca.Client())
+				if got := p.header.Get("Retry-After"); got != want {
+					t.Errorf("%s: Retry-After of %s is %q, want %q", when, url, got, want)
+				}
+			}
+		}
+		check("pending", "")
+		if _, err := c.Accept(t.Context(), z.Challenges[0]); err != nil {
+			t.Fatal(err)
+		}
+		check("processing", "3")
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		check("done", "")
 	})
 }
 

@@ -73,7 +73,7 @@ type request struct {
 	account *account // nil if it was signed with a key of no account
 	payload []byte   // empty for a POST-as-GET
 
-	after      func()   // called without mu before the reply is returned, if set
+	after      func()   // called without mu before the reply is returned, if set; see finish
 	violations []string // why the test fails
 }
 
@@ -198,7 +198,7 @@ func (ca *CA) answer(rq *request) *http.Response {
 	rq.now = time.Now() // a fault may have kept the request waiting
 	rep, problem := ca.handle(rq)
 	if rq.after != nil {
-		rq.after()
+		ca.finish(rq)
 	}
 	if problem != nil {
 		return problem.response(rq.http)
@@ -220,6 +220,20 @@ func (ca *CA) answer(rq *request) *http.Response {
 		ca.mu.Unlock()
 	}
 	return newResponse(rq.http, rep.status, rep.header, body)
+}
+
+// finish does what is left to do after a request, and waits for it as long as
+// the client does.
+func (ca *CA) finish(rq *request) {
+	done := make(chan struct{})
+	ca.running.Go(func() {
+		defer close(done)
+		rq.after()
+	})
+	select {
+	case <-done:
+	case <-rq.http.Context().Done():
+	}
 }
 
 // handle checks a request and has it handled. It takes mu.
