@@ -31,7 +31,7 @@ func TestSurvive(t *testing.T) {
 				continue // of this reply the status alone is of interest
 			}
 			t.Run(endpoint+" "+name, func(t *testing.T) {
-				slow := func(c *catest.Config) { c.ValidationTakes, c.FinalizeTakes = 100*ms, 100*ms }
+				slow := func(c *catest.Config) { c.ValidationTakes, c.FinalizeTakes, c.Perspectives = 100*ms, 100*ms, 1 }
 				inWorld(t, slow, func(t *testing.T, w *world) {
 					w.ca.Fault(catest.On(endpoint, 1, response))
 					took := elapsed(func() { w.obtain(w.job("a.example.com")) })

@@ -394,7 +394,9 @@ func mustID(t *testing.T, issued []*x509.Certificate) string {
 func TestReplacesNotRefused(t *testing.T) {
 	for _, e := range []catest.Error{
 		{Status: 429, Type: "rateLimited", RetryAfter: "3600"},
-		{Status: 429, RetryAfter: "3600"},
+		{Status: 403, Type: "rateLimited"},
+		{Status: 429},
+		{Status: 503},
 		{Status: 503, Type: "serverInternal", RetryAfter: "3600"},
 	} {
 		inWorld(t, func(c *catest.Config) { c.ARI = catest.SuggestedWindow }, func(t *testing.T, w *world) {

@@ -263,7 +263,7 @@ func TestRefusedNoncesForEver(t *testing.T) {
 func TestHalfOfNoncesRefused(t *testing.T) {
 	inWorld(t, nil, func(t *testing.T, w *world) {
 		w.ca.Change(func(c *catest.Config) { c.NonceReject = catest.Percent(50, 1) })
-		for range 20 {
+		for range 10 {
 			w.obtain(w.job("a.example.com"))
 		}
 	})
@@ -307,26 +307,24 @@ func TestNothingSleepsRetryAfter(t *testing.T) {
 // Orders side by side share the nonces: there are about as many requests for
 // one as there are requests at a time.
 func TestManyOrders(t *testing.T) {
-	const n, each = 32, 2
+	const n = 32
 	slow := func(c *catest.Config) {
-		c.Latency, c.ValidationTakes, c.FinalizeTakes = 50*ms, time.Second, time.Second
+		c.Latency, c.ValidationTakes, c.FinalizeTakes, c.Perspectives = 50*ms, time.Second, time.Second, 1
 	}
 	inWorld(t, slow, func(t *testing.T, w *world) {
 		var all sync.WaitGroup
 		for i := range n {
 			all.Go(func() {
-				for range each {
-					j := w.job(fmt.Sprintf("h%d.example.com", i))
-					j.Keep = func(string) error { return nil }
-					if _, err := w.client.Obtain(t.Context(), j); err != nil {
-						t.Error(err)
-					}
+				j := w.job(fmt.Sprintf("h%d.example.com", i))
+				j.Keep = func(string) error { return nil }
+				if _, err := w.client.Obtain(t.Context(), j); err != nil {
+					t.Error(err)
 				}
 			})
 		}
 		all.Wait()
-		if got := len(w.ca.Issued("")); got != n*each {
-			t.Errorf("%d certificates, want %d", got, n*each)
+		if got := len(w.ca.Issued("")); got != n {
+			t.Errorf("%d certificates, want %d", got, n)
 		}
 		if got := w.ca.Count("newNonce"); got > n+1 {
 			t.Errorf("asked for %d nonces, want at most %d", got, n+1)
