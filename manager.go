@@ -515,7 +515,7 @@ func (m *Manager) Cert(host string) (*tls.Certificate, error) {
 		return nil, err
 	}
 	c := *cert // ours is shared, the caller's is not
-	c.Certificate = slices.Clip(c.Certificate)
+	c.Certificate = slices.Clone(c.Certificate)
 	c.Leaf, err = x509.ParseCertificate(c.Certificate[0])
 	return &c, err
 }
@@ -568,35 +568,19 @@ func (m *Manager) Renew(ctx context.Context, host string) error {
 
 // obtain asks the CAs for a certificate, one after the other until one issues
 // or a failure is not the CA's, and puts it in place.
-func (m *Manager) obtain(f *flight) (*tls.Certificate, *HostError) {
-	failed := &HostError{Host: f.host.name}
-	if err := m.writable(); err != nil {
-		failed.Err = err
+func (m *Manager) obtain(f *flight) (*tls.Certificate, *failure) {
+	failed := &failure{HostError: HostError{Host: f.host.name}}
+	if failed.Err = m.writable(); failed.Err != nil {
 		return nil, failed
 	}
-	var errs []error
 	for _, a := range m.authorities {
-		m.mu.Lock()
-		retry, err := m.admitLocked(a, f.host, f, time.Now().Round(0))
-		m.mu.Unlock()
-		goOn := err != nil
+		cert, err := m.order(f, a)
 		if err == nil {
-			failed.CA = a.Directory
-			var cert *tls.Certificate
-			if cert, err = m.order(f, a); err == nil {
-				return cert, nil
-			}
-			retry, goOn = m.settle(f, a, err)
+			return cert, nil
 		}
-		failed.Retry = earliest(later(failed.Retry, retry), retry)
-		errs = append(errs, err)
-		if !goOn {
+		if another := m.settle(f, a, err, failed); !another {
 			break
 		}
-	}
-	failed.Err = errors.Join(errs...)
-	if len(errs) == 1 {
-		failed.Err = errs[0]
 	}
 	return nil, failed
 }
@@ -604,11 +588,17 @@ func (m *Manager) obtain(f *flight) (*tls.Certificate, *HostError) {
 // order obtains a certificate from one CA. An account that the CA does not
 // know any more is made anew, once.
 func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
+	if err := m.admit(f, a); err != nil {
+		return nil, err
+	}
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
 	case <-m.ctx.Done():
 		return nil, http.ErrServerClosed
+	}
+	if err := m.admit(f, a); err != nil { // others may have failed while we waited
+		return nil, err
 	}
 	for again := true; ; again = false {
 		client, err := a.account.Client(m.ctx)

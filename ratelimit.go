@@ -67,6 +67,7 @@ type schedule struct {
 	leveled  time.Time // when their levels were last recorded
 	warned   time.Time // when the renewals were last held against Limit
 	shortage error     // what came of it
+	need     float64   // the rate that it last said would do, per second
 	newest   int64     // the latest notBefore there was, in Unix seconds
 	wrong    bool      // the clock is before that
 }
@@ -437,26 +438,53 @@ func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time
 	return until, errors.Join(errs...)
 }
 
-// settle notes how the CA did, and returns when it may be asked again about
-// this host and whether another CA may do better.
-func (m *Manager) settle(f *flight, a *authority, err error) (retry time.Time, another bool) {
-	fault, ok := errors.AsType[*ca.Failure](err)
-	if !ok {
-		return time.Time{}, false
+// A failure is what an attempt came to that obtained nothing.
+type failure struct {
+	HostError
+	own bool // some of it is the host's, rather than everybody's
+}
+
+// settle notes how the CA did, adds that to what failed before, and reports
+// whether another CA may do better.
+func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (another bool) {
+	if failed.Err == nil {
+		failed.Err = err
+	} else {
+		failed.Err = errors.Join(failed.Err, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now().Round(0)
-	m.settleLocked(a, f.host, fault, now)
-	switch fault.Class {
-	case ca.Ours, ca.Validation:
-		return time.Time{}, false
-	case ca.Fault, ca.Network:
-		return m.pauses[a.Directory].Until, true
-	case ca.Limited, ca.Paused:
-		return now.Add(limitFor(fault)), true
+	var retry time.Time
+	fault, ok := errors.AsType[*ca.Failure](err)
+	switch {
+	case errors.Is(err, errPaused):
+		retry, _ = m.admitLocked(a, f.host, f, now)
+		another = true
+	case !ok:
+		failed.own = true
+	default:
+		failed.CA = a.Directory
+		failed.own = failed.own || !fault.CAWide()
+		m.settleLocked(a, f.host, fault, now)
+		retry, _ = m.admitLocked(a, f.host, f, now)
+		if fault.Class == ca.Paused {
+			retry = now.Add(personMost)
+		}
+		another = fault.Class != ca.Ours && fault.Class != ca.Validation
 	}
-	return time.Time{}, true
+	if failed.Retry.IsZero() || !retry.IsZero() && retry.Before(failed.Retry) {
+		failed.Retry = retry
+	}
+	return another
+}
+
+// admit is admitLocked for a flight that is at the CA's door.
+func (m *Manager) admit(f *flight, a *authority) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, err := m.admitLocked(a, f.host, f, time.Now().Round(0))
+	return err
 }
 
 // settleLocked notes how a CA did: whether it works, and whether it limits us.
@@ -479,7 +507,7 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 		p.Failures++
 		p.Until = now.Add(max(backoff(p.Failures, pauseFirst, pauseMost), f.Retry))
 		m.pauseLocked(a, p, f)
-	case f.Class == ca.Limited, f.Class == ca.Paused:
+	case f.Class == ca.Limited:
 		m.limitedLocked(a, h, f, now)
 	}
 }
@@ -488,14 +516,6 @@ func (m *Manager) pauseLocked(a *authority, p pause, err error) {
 	p.Error = err.Error()
 	m.setLocked(record(kindPause, a.Directory, p))
 	m.reportLocked(Event{Kind: EventPaused, CA: a.Directory, Err: err, Next: p.Until})
-}
-
-// limitFor returns for how long a CA that limits a host is not to be asked.
-func limitFor(f *ca.Failure) time.Duration {
-	if f.Class == ca.Paused {
-		return personMost
-	}
-	return max(f.Retry, backoffFirst)
 }
 
 // A limited host is one that a CA has enough of.
@@ -507,7 +527,7 @@ type limited struct {
 // limitedLocked keeps a host from a CA that has enough of it. Several hosts of
 // different owners in a row mean that it has enough of us.
 func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.Time) {
-	until := now.Add(limitFor(f))
+	until := now.Add(max(f.Retry, backoffFirst))
 	t := new(trouble)
 	if h.trouble != nil {
 		*t = *h.trouble
@@ -518,9 +538,6 @@ func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.T
 	}
 	t.Limits[a.Directory] = until
 	h.trouble = t // it is kept with the failure of the whole attempt, or the certificate
-	if f.Class == ca.Paused {
-		return // that is about the host alone
-	}
 	owner := hostname.Registered(h.name)
 	for _, l := range a.limited {
 		if l.owner == owner {
@@ -569,30 +586,28 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 }
 
 // failedLocked notes that an attempt for a host failed, and when to try again.
-func (m *Manager) failedLocked(h *host, err *HostError, now time.Time) {
-	t := &trouble{Early: h.early}
+func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
+	t := &trouble{Failures: 0, Early: h.early}
 	if h.trouble != nil {
 		t.Failures, t.Failed, t.Limits = h.trouble.Failures, h.trouble.Failed, h.trouble.Limits
 	}
-	f, _ := errors.AsType[*ca.Failure](err.Err)
-	hosts := f != nil && !f.CAWide() // the host's own failure, rather than everybody's
-	if hosts {
+	if f.own {
 		t.Failures++
 	}
 	n := max(1, t.Failures)
-	if errors.Is(err.Err, errTooSoon) {
+	if errors.Is(f.Err, errTooSoon) {
 		n = h.early
 	}
 	t.Retry = now.Add(backoff(n, backoffFirst, backoffMost))
-	if err.Retry.After(now) && (!hosts || err.Retry.After(t.Retry)) {
-		t.Retry = err.Retry.Add(rand.N(backoffFirst / 4))
+	if f.Retry.After(now) && (!f.own || f.Retry.After(t.Retry)) {
+		t.Retry = f.Retry.Add(rand.N(backoffFirst / 4))
 	}
-	err.Retry = t.Retry
-	t.CA, t.err, t.Error = err.CA, err.Err, err.Err.Error()
+	f.Retry = t.Retry
+	t.CA, t.err, t.Error = f.CA, f.Err, f.Err.Error()
 	m.setLocked(record(kindBackoff, h.name, t))
 	h.trouble = t // with err whole
 	m.requeueLocked(h)
-	m.reportLocked(Event{Kind: EventFailed, Host: h.name, CA: err.CA, Err: err, NotAfter: h.expiry(), Next: t.Retry})
+	m.reportLocked(Event{Kind: EventFailed, Host: h.name, CA: f.CA, Err: &f.HostError, NotAfter: h.expiry(), Next: t.Retry})
 }
 
 // joinLocked has a client wait for the flight that obtains a host's
@@ -908,6 +923,9 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 		}
 		return until
 	}
+	if m.renewals.Len() == 0 {
+		m.shortage, m.need = nil, 0
+	}
 	for _, q := range []*queue.Queue[*host]{&m.renewals, &m.lacking} {
 		for item, _ := q.Next(); item != nil; item, _ = q.Next() {
 			if m.background >= maxFlights {
@@ -933,22 +951,25 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 const warnEvery = 10 * time.Minute
 
 // warnLocked says so if the renewals that wait can't all fit into Limit before
-// the certificates die.
+// the certificates die: when it first finds that, and when it has become twice
+// as bad.
 func (m *Manager) warnLocked(now time.Time) {
-	if now.Sub(m.warned) < warnEvery || m.renewals.Len() == 0 {
+	if now.Sub(m.warned) < warnEvery {
 		return
 	}
 	m.warned = now
-	need, n := 0.0, 0
-	for _, at := range m.renewals.Times() {
-		n++
-		left := max(1, at.Sub(now).Seconds())
-		need = max(need, float64(n)/left)
+	need := 0.0 // renewals a second
+	for i, expiry := range m.renewals.Times() {
+		need = max(need, float64(i+1)/max(1, expiry.Sub(now).Seconds()))
 	}
-	m.shortage = nil
-	if need > float64(m.buckets.Buckets[bucketAll].Limit()) {
-		m.shortage = fmt.Errorf("%w: %d renewals wait and some certificates will die first: set Limit to one every %v or faster, within what the CA allows",
-			ErrRateLimited, n, time.Duration(float64(time.Second)/need).Truncate(time.Millisecond))
+	if need <= float64(m.buckets.Buckets[bucketAll].Limit()) {
+		m.shortage, m.need = nil, 0
+		return
+	}
+	m.shortage = fmt.Errorf("%w: %d renewals wait and some certificates will die first: set Limit to one every %v or faster, within what the CA allows",
+		ErrRateLimited, m.renewals.Len(), time.Duration(float64(time.Second)/need).Truncate(time.Millisecond))
+	if need >= 2*m.need {
+		m.need = need
 		m.reportLocked(Event{Kind: EventLimit, Err: m.shortage})
 	}
 }
@@ -972,13 +993,18 @@ func (m *Manager) fly(f *flight, ask bool, conn net.Conn) {
 			return
 		}
 	}
-	cert, err := m.obtain(f)
+	cert, failed := m.obtain(f)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err != nil && m.ctx.Err() == nil {
-		m.failedLocked(f.host, err, time.Now().Round(0))
+	switch {
+	case failed == nil:
+		m.landLocked(f, cert, nil)
+	case m.ctx.Err() != nil:
+		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: http.ErrServerClosed})
+	default:
+		m.failedLocked(f.host, failed, time.Now().Round(0))
+		m.landLocked(f, nil, &failed.HostError)
 	}
-	m.landLocked(f, cert, err)
 }
 
 // landLocked ends a flight, whether it ever started or not.
@@ -1109,7 +1135,7 @@ func (m *Manager) tooSoonLocked(h *host, now time.Time) {
 		return
 	}
 	h.early++
-	m.failedLocked(h, &HostError{Host: h.name, Err: errTooSoon}, now)
+	m.failedLocked(h, &failure{HostError: HostError{Host: h.name, Err: errTooSoon}}, now)
 }
 
 // freshFor is how long a certificate is new: until the CA has said when to

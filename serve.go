@@ -92,7 +92,7 @@ func (m *Manager) certificate(ctx context.Context, name string, conn net.Conn) (
 	defer m.mu.Unlock()
 	m.waiters--
 	f.waiters--
-	if err == nil && !f.host.asked.Swap(true) { // since the issuance, that is
+	if err == nil && !f.host.asked.Swap(true) { // who waited for it is served with it
 		m.requeueLocked(f.host)
 	}
 	return cert, true, err
