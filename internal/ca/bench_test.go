@@ -8,6 +8,7 @@ import (
 // time, which the figures include: a look at the order waits for quietTime.
 func BenchmarkObtain(b *testing.B) {
 	w := newWorld(b, nil)
+	b.ReportAllocs()
 	for b.Loop() {
 		w.obtain(w.job("a.example.com"))
 	}

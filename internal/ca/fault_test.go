@@ -169,3 +169,14 @@ func TestEndlessReply(t *testing.T) {
 		})
 	}
 }
+
+// Of a CA's several machines, one may not know yet that the order is ready.
+func TestOrderNotReady(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		w.ca.Fault(catest.On("finalize", 1, catest.Problem(403, "orderNotReady", "order is pending", "")))
+		w.obtain(w.job("a.example.com"))
+		if n := len(w.ca.Orders()); n != 1 {
+			t.Errorf("%d orders, want 1", n)
+		}
+	})
+}
