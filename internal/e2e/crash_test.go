@@ -80,6 +80,43 @@ func TestKilledWhenTheCertificateIsWritten(t *testing.T) {
 	r.endsWell(second, cache, host, 1)
 }
 
+// Shutdown ends at once although the CA has not validated yet, and the next
+// Manager takes the order up.
+func TestShutdownParksTheOrder(t *testing.T) {
+	t.Parallel()
+	const host = "a.example.com"
+	r, open := newGatedRig(t)
+	first, _ := r.manager()
+	cache := cacheFile(t, first)
+	r.serve(first)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := first.Cert(host)
+		ended <- err
+	}()
+	eventually(t, "a challenge that is accepted", func() bool { return r.proxy.Count(pebble.Challenge) > 0 })
+	shutdown(t, first)
+	if err := <-ended; err == nil {
+		t.Error("Cert = nil after Shutdown, want an error")
+	}
+	if kinds := kindsIn(t, cache); !kinds["order"] {
+		t.Errorf("the file has records %v, want an order", kinds)
+	}
+
+	second, _ := r.manager()
+	if err := second.CacheFile(cache); err != nil {
+		t.Fatal(err)
+	}
+	r.serve(second)
+	second.Registered() // first use
+	eventually(t, "an answer to the challenge that is being validated", r.tookUp)
+	open()
+	r.served(host)
+	if orders, issued := r.Orders(), len(r.Issued()); orders != 1 || issued != 1 {
+		t.Errorf("%d orders and %d certificates, want 1 of each", orders, issued)
+	}
+}
+
 // newGatedRig returns a rig whose CA validates at a gate, where its connections
 // stand until open is called, and then go where the rig's Managers serve.
 func newGatedRig(t *testing.T) (_ *rig, open func()) {

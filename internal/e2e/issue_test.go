@@ -366,6 +366,21 @@ func TestSecondManagerOfACacheOrdersNothing(t *testing.T) {
 	}
 }
 
+func TestAddress(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, pebble.Config{})
+	m, _ := r.manager()
+	m.SetHosts([]string{"127.0.0.1"})
+	r.serve(m)
+	if err := m.Manage(t.Context(), "127.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	leaf := r.served("127.0.0.1") // a name that clients check and never send
+	if len(leaf.IPAddresses) != 1 || len(leaf.DNSNames) != 0 {
+		t.Errorf("the certificate is for %v and %v, want 127.0.0.1 alone", leaf.IPAddresses, leaf.DNSNames)
+	}
+}
+
 func TestRefusedTermsOrderNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, pebble.Config{})
