@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"go/ast"
+	"go/doc/comment"
 	"go/format"
 	"go/parser"
 	"go/token"
@@ -157,22 +158,45 @@ func ExampleManager_Watch() {
 	// Output: example.com
 }
 
-// TestQuickStart: the program that README.md begins with is the Example.
+// TestQuickStart: the program that README.md and the package's documentation
+// begin with is the Example.
 func TestQuickStart(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+	_, readme, _ := strings.Cut(read(t, "README.md"), "```go\n")
+	readme, _, _ = strings.Cut(readme, "```")
+	want := body(t, read(t, "example_test.go"), "Example")
+	for name, program := range map[string]string{
+		"README.md":  readme,
+		"manager.go": firstCode(t, read(t, "manager.go")),
+	} {
+		if got := body(t, program, "main"); got != want {
+			t.Errorf("%s has\n%s\nwant\n%s", name, got, want)
+		}
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, program, _ := strings.Cut(string(readme), "```go\n")
-	program, _, _ = strings.Cut(program, "```")
-	example, err := os.ReadFile("example_test.go")
+	return string(data)
+}
+
+// firstCode returns the first block of code in a file's package comment.
+func firstCode(t *testing.T, file string) string {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), "", file, parser.PackageClauseOnly|parser.ParseComments)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, want := body(t, program, "main"), body(t, string(example), "Example")
-	if got != want {
-		t.Errorf("README.md has\n%s\nwant\n%s", got, want)
+	for _, b := range new(comment.Parser).Parse(f.Doc.Text()).Content {
+		if code, ok := b.(*comment.Code); ok {
+			return code.Text
+		}
 	}
+	t.Fatal("no code in the package comment")
+	return ""
 }
 
 // body returns the body of a function in a file, as gofmt would have it.
