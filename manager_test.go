@@ -1,44 +1,185 @@
 package letsencrypt_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math"
+	"math/big"
 	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"example.com/letsencrypt"
 	"example.com/letsencrypt/internal/catest"
+	"example.com/letsencrypt/internal/journal"
+	"golang.org/x/crypto/acme"
+	"golang.org/x/time/rate"
 )
 
-// newManager returns a Manager that gets its certificates from the CA, which
-// validates them there. It is shut down with the test.
+const day = 24 * time.Hour
+
+// bubble runs a test beside the others, in a bubble where time is fake.
+func bubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, f)
+}
+
+func TestMain(m *testing.M) {
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(deadline); {
+		runtime.Gosched()
+	}
+	if n := runtime.NumGoroutine(); code == 0 && n > before {
+		fmt.Fprintf(os.Stderr, "%d goroutines after all tests, want %d:\n", n, before)
+		pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// newManager returns a Manager that gets its certificates from the CAs, which
+// validate them there. It is shut down with the test.
 func newManager(t *testing.T, cas ...*catest.CA) *letsencrypt.Manager {
 	t.Helper()
 	m := &letsencrypt.Manager{Logger: slog.New(slog.NewTextHandler(testLog{t}, nil))}
 	for _, ca := range cas {
 		m.CAs = append(m.CAs, letsencrypt.CA{Directory: ca.Directory(), Client: ca.Client()})
-		config := m.TLSConfig()
-		ca.TLS = func(string) *tls.Config { return config }
-		ca.HTTP = m
 	}
-	t.Cleanup(func() {
-		if err := m.Shutdown(context.Background()); err != nil {
-			t.Errorf("Shutdown: %v", err)
-		}
-	})
+	if len(cas) > 0 {
+		point(cas, m.TLSConfig(), m)
+	}
+	t.Cleanup(func() { shutdown(t, m) })
 	return m
+}
+
+// point has the CAs' validations go to these servers, either of which may be
+// nil.
+func point(cas []*catest.CA, config *tls.Config, plain http.Handler) {
+	for _, ca := range cas {
+		ca.Change(func(c *catest.Config) {
+			c.TLS = func(string) *tls.Config { return config }
+			c.HTTP = plain
+		})
+	}
+}
+
+// newCA returns one of several CAs.
+func newCA(t *testing.T, host string) *catest.CA {
+	ca := catest.New(t)
+	ca.Host = host
+	return ca
+}
+
+func shutdown(t *testing.T, m *letsencrypt.Manager) {
+	t.Helper()
+	if err := m.Shutdown(context.Background()); err != nil {
+		t.Errorf("Shutdown() = %v, want nil", err)
+	}
+}
+
+// restart shuts a Manager down and returns a new one that has its state.
+func restart(t *testing.T, m *letsencrypt.Manager, cas ...*catest.CA) *letsencrypt.Manager {
+	t.Helper()
+	shutdown(t, m)
+	again := newManager(t, cas...)
+	if err := again.Unmarshal(m.Marshal()); err != nil {
+		t.Fatalf("Unmarshal(Marshal()) = %v, want nil", err)
+	}
+	return again
 }
 
 type testLog struct{ t *testing.T }
 
 func (l testLog) Write(p []byte) (int, error) {
-	l.t.Logf("%s", p)
+	l.t.Logf("%s", bytes.TrimSpace(p))
 	return len(p), nil
+}
+
+// A diary holds all that a Manager said of its own accord.
+type diary struct {
+	testLog
+	mu     sync.Mutex
+	log    strings.Builder
+	events []letsencrypt.Event
+}
+
+// keepDiary has a Manager that is not used yet write a diary.
+func keepDiary(t *testing.T, m *letsencrypt.Manager) *diary {
+	d := &diary{testLog: testLog{t}}
+	m.Logger = slog.New(slog.NewTextHandler(d, nil))
+	m.OnEvent = func(e letsencrypt.Event) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.events = append(d.events, e)
+	}
+	return d
+}
+
+func (d *diary) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.log.Write(p)
+	return d.testLog.Write(p)
+}
+
+// of returns the events of a kind so far.
+func (d *diary) of(kind letsencrypt.EventKind) []letsencrypt.Event {
+	synctest.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []letsencrypt.Event
+	for _, e := range d.events {
+		if e.Kind == kind {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// lines returns the lines logged so far that contain all the words.
+func (d *diary) lines(words ...string) []string {
+	synctest.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []string
+next:
+	for line := range strings.Lines(d.log.String()) {
+		for _, w := range words {
+			if !strings.Contains(line, w) {
+				continue next
+			}
+		}
+		list = append(list, line)
+	}
+	return list
+}
+
+// pass lets time go by, and what was due in it come to rest.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }
 
 // handshake makes a TLS connection for the server name over a pipe and returns
@@ -60,8 +201,116 @@ func handshake(m *letsencrypt.Manager, name string) (*x509.Certificate, error) {
 	return conn.ConnectionState().PeerCertificates[0], nil
 }
 
+// get asks for a certificate as a handshake does, at a thousandth of the cost,
+// and returns its leaf.
+func get(m *letsencrypt.Manager, name string) (*x509.Certificate, error) {
+	cert, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: name})
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(cert.Certificate[0])
+}
+
+// mustGet ends the test unless there is a certificate that is good now.
+func mustGet(t *testing.T, m *letsencrypt.Manager, name string) *x509.Certificate {
+	t.Helper()
+	leaf, err := get(m, name)
+	if err != nil {
+		t.Fatalf("GetCertificate(%s) at %v = %v, want a certificate", name, time.Now(), err)
+	}
+	if err := leaf.VerifyHostname(name); err != nil {
+		t.Fatalf("GetCertificate(%s): %v", name, err)
+	}
+	if now := time.Now(); now.Before(leaf.NotBefore) || !now.Before(leaf.NotAfter) {
+		t.Fatalf("GetCertificate(%s) at %v: good from %v to %v", name, now, leaf.NotBefore, leaf.NotAfter)
+	}
+	return leaf
+}
+
+// wantHostError returns what err is to be: a *HostError for the host.
+func wantHostError(t *testing.T, err error, host string) *letsencrypt.HostError {
+	t.Helper()
+	var he *letsencrypt.HostError
+	if !errors.As(err, &he) {
+		t.Fatalf("error %v for %s, want a *HostError", err, host)
+	}
+	if he.Host != host || !strings.Contains(err.Error(), host) {
+		t.Errorf("error %v is about host %q, want %q", err, he.Host, host)
+	}
+	return he
+}
+
+func wantCount(t *testing.T, ca *catest.CA, endpoint string, want int) {
+	t.Helper()
+	if n := ca.Count(endpoint); n != want {
+		t.Errorf("%d requests to %s, want %d", n, endpoint, want)
+	}
+}
+
+// unlimited is a Limit that is none.
+func unlimited() *rate.Limiter { return rate.NewLimiter(rate.Inf, 1) }
+
+// hostNames returns n names of as many registered domains.
+func hostNames(n int) []string {
+	var names []string
+	for i := range n {
+		names = append(names, fmt.Sprintf("www.site%03d.example", i))
+	}
+	return names
+}
+
+// requests counts the CA's requests to an endpoint, or all for "", from a
+// moment on, itself included, and before another.
+func requests(ca *catest.CA, endpoint string, from, to time.Time) int {
+	n := 0
+	for _, r := range ca.Requests() {
+		if (endpoint == "" || r.Endpoint == endpoint) && !r.Time.Before(from) && r.Time.Before(to) {
+			n++
+		}
+	}
+	return n
+}
+
+// A tally refuses orders for some hosts and counts how often each is asked for.
+type tally struct {
+	mu    sync.Mutex
+	count map[string]int
+	with  func(host string) *catest.Error // nil, or a nil result: not refused
+}
+
+func (y *tally) refuse(names []string, _ string) *catest.Error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.count == nil {
+		y.count = make(map[string]int)
+	}
+	y.count[names[0]]++
+	if y.with == nil {
+		return nil
+	}
+	return y.with(names[0])
+}
+
+func (y *tally) of(host string) int {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.count[host]
+}
+
+func (y *tally) change(with func(host string) *catest.Error) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.with = with
+}
+
+func rateLimited(retryAfter string) *catest.Error {
+	return &catest.Error{Status: 429, Type: "rateLimited", Detail: "too many of these", RetryAfter: retryAfter}
+}
+
+// The first handshake.
+
 func TestFirstHandshakeObtainsACertificate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		ca := catest.New(t)
 		m := newManager(t, ca)
 		leaf, err := handshake(m, "a.example.com")
@@ -75,30 +324,2336 @@ func TestFirstHandshakeObtainsACertificate(t *testing.T) {
 		if err != nil || !again.Equal(leaf) {
 			t.Errorf("second handshake: another certificate, or %v", err)
 		}
-		if n := ca.Count("newOrder"); n != 1 {
-			t.Errorf("%d orders, want 1", n)
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+// The schedule of renewals.
+
+func TestYear(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		life  time.Duration
+		every time.Duration // between renewals, as planned
+		ari   bool
+	}{
+		{"of 90 days", 90 * day, 58*day + 12*time.Hour, false},
+		{"of 45 days", 45 * day, 29*day + 6*time.Hour, false},
+		{"of 6 days", 6 * day, 70 * time.Hour, false},
+		{"steered by ARI", 90 * day, 60 * day, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) { year(t, tt.life, tt.every, tt.ari) })
+		})
+	}
+}
+
+func year(t *testing.T, life, every time.Duration, ari bool) {
+	ca := catest.New(t)
+	ca.Lifetime = life
+	if ari {
+		ca.ARI = catest.SuggestedWindow
+	}
+	m := newManager(t, ca)
+	m.SetHosts([]string{"a.example.com"})
+	step := life/100 + time.Minute // so that no moment of the day is preferred
+	for begin := time.Now(); time.Since(begin) < 365*day; pass(step) {
+		leaf := mustGet(t, m, "a.example.com")
+		if left := time.Until(leaf.NotAfter); left < life/4 {
+			t.Fatalf("%v left of %v, want a third or more", left, life)
+		}
+	}
+	got, want := len(ca.Issued("a.example.com")), 1+math.Floor(float64(365*day)/float64(every))
+	if math.Abs(float64(got)-want) > want/10 {
+		t.Errorf("%d certificates in a year, want %v within a tenth", got, want)
+	}
+	wantCount(t, ca, "newOrder", got)
+	wantCount(t, ca, "newAccount", 1)
+}
+
+// overSince returns the advice that has certificates replaced that were issued
+// before a time, and others when they are old.
+func overSince(at time.Time) func(*x509.Certificate) catest.Window {
+	return func(leaf *x509.Certificate) catest.Window {
+		if leaf.NotBefore.Before(at) {
+			return catest.Window{Start: at.Add(-2 * time.Hour), End: at.Add(-time.Hour)}
+		}
+		return catest.SuggestedWindow(leaf)
+	}
+}
+
+func TestWindowInThePastReplacesWithinAPoll(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ARI = catest.SuggestedWindow
+		m := newManager(t, ca)
+		m.SetHosts([]string{"a.example.com"})
+		first := mustGet(t, m, "a.example.com")
+		pass(10*day + time.Hour)
+		wantCount(t, ca, "newOrder", 1)
+		ca.Change(func(c *catest.Config) { c.ARI = overSince(time.Now()) })
+		pass(6*time.Hour + time.Minute)
+		if second := mustGet(t, m, "a.example.com"); second.Equal(first) {
+			t.Fatal("the certificate is still served that the CA wants replaced")
+		}
+		if got, want := ca.Orders()[1].Replaces, catest.CertID(first); got != want {
+			t.Errorf("replaces %q, want %q", got, want)
+		}
+		pass(10 * day)
+		wantCount(t, ca, "newOrder", 2)
+	})
+}
+
+func TestChosenMomentSurvivesRestart(t *testing.T) {
+	for _, file := range []bool{false, true} {
+		t.Run(fmt.Sprintf("file=%v", file), func(t *testing.T) {
+			cache := filepath.Join(t.TempDir(), "cache")
+			bubble(t, func(t *testing.T) { momentSurvives(t, file, cache) })
+		})
+	}
+}
+
+func momentSurvives(t *testing.T, file bool, cache string) {
+	ca := catest.New(t)
+	ca.ARI = func(leaf *x509.Certificate) catest.Window {
+		return catest.Window{Start: leaf.NotBefore.Add(31 * day), End: leaf.NotBefore.Add(60 * day)}
+	}
+	ca.Impolite = true // that the CA was asked is not kept
+	m := newManager(t, ca)
+	open := func() {
+		if err := m.CacheFile(cache); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if file {
+		open()
+	}
+	m.SetHosts([]string{"a.example.com"})
+	mustGet(t, m, "a.example.com")
+	pass(time.Hour)
+	want := m.Status("a.example.com")[0].Renewal
+	for range 5 {
+		if file {
+			shutdown(t, m)
+			m = newManager(t, ca)
+			open()
+		} else {
+			m = restart(t, m, ca)
+		}
+		mustGet(t, m, "a.example.com")
+		pass(12 * time.Hour) // in which it is asked about again
+		if got := m.Status("a.example.com")[0].Renewal; !got.Equal(want) {
+			t.Errorf("after a restart Renewal = %v, want %v as before", got, want)
+		}
+	}
+	pass(time.Until(want) + time.Minute)
+	if n := len(ca.Issued("")); n != 2 {
+		t.Errorf("%d certificates after the moment, want 2", n)
+	}
+}
+
+func TestOrderWithoutReplacesWhenRefused(t *testing.T) {
+	for _, refusal := range []*catest.Error{
+		{Status: 409, Type: "alreadyReplaced", Detail: "there is another order"},
+		{Status: 404, Type: "malformed", Detail: "no such certificate"},
+		{Status: 500, Type: "serverInternal", Detail: "database gone"},
+		{Status: 403, Type: "unauthorized", Detail: "not your certificate"},
+	} {
+		t.Run(refusal.Type, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				ca.ARI = catest.SuggestedWindow
+				ca.RefuseReplaces = func(string) *catest.Error { return refusal }
+				m := newManager(t, ca)
+				d := keepDiary(t, m)
+				m.SetHosts([]string{"a.example.com"})
+				mustGet(t, m, "a.example.com")
+				pass(time.Minute) // ARI is asked
+				pass(time.Until(m.Status("a.example.com")[0].Renewal) + time.Second)
+				orders := ca.Orders()
+				if len(orders) != 2 || orders[1].Replaces != "" || orders[1].Status != "valid" {
+					t.Errorf("orders %+v, want a second that is valid and replaces nothing", orders)
+				}
+				wantCount(t, ca, "newOrder", 3)
+				if failed := d.of(letsencrypt.EventFailed); len(failed) > 0 {
+					t.Errorf("events %+v, want no failure", failed)
+				}
+			})
+		})
+	}
+}
+
+func TestReplacesOnlyOfTheSameAccount(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ARI = catest.SuggestedWindow
+		m := newManager(t, ca)
+		m.SetHosts([]string{"a.example.com"})
+		mustGet(t, m, "a.example.com")
+		ca.ForgetAccounts()
+		for range 2 {
+			if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		orders := ca.Orders()
+		if got := orders[1].Replaces; got != "" {
+			t.Errorf("by a new account: replaces %q, want none", got)
+		}
+		if got, want := orders[2].Replaces, catest.CertID(ca.Issued("")[1]); got != want {
+			t.Errorf("by the same account: replaces %q, want %q", got, want)
+		}
+		wantCount(t, ca, "newAccount", 3) // one each, and one to see that the first is gone
+	})
+}
+
+func TestNewCertificateThatIsDueAtOnceIsNoLoop(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*catest.Config)
+	}{
+		{"says ARI", func(c *catest.Config) {
+			c.ARI = func(leaf *x509.Certificate) catest.Window {
+				return catest.Window{Start: leaf.NotBefore.Add(-day), End: leaf.NotBefore.Add(-time.Hour)}
+			}
+		}},
+		{"says its life", func(c *catest.Config) { c.Lifetime, c.Backdate = 100*day, 70*day }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				ca.Change(tt.change)
+				m := newManager(t, ca)
+				d := keepDiary(t, m)
+				m.SetHosts([]string{"a.example.com"})
+				for range 7 {
+					mustGet(t, m, "a.example.com")
+					pass(day)
+				}
+				if n := ca.Count("newOrder"); n > 25 {
+					t.Errorf("%d orders in a week, want them to become fewer: 25 at most", n)
+				}
+				failed := d.of(letsencrypt.EventFailed)
+				if len(failed) == 0 {
+					t.Fatal("no event says so")
+				}
+				wantHostError(t, failed[0].Err, "a.example.com")
+			})
+		})
+	}
+}
+
+// CAs that are away.
+
+func TestEveryCADead(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		life, dead time.Duration
+	}{
+		{"three weeks", 90 * day, 21 * day},
+		{"two days", 6 * day, 2 * day},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) { everyCADead(t, tt.life, tt.dead) })
+		})
+	}
+}
+
+func everyCADead(t *testing.T, life, dead time.Duration) {
+	cas := []*catest.CA{newCA(t, "one.test"), newCA(t, "two.test")}
+	for _, ca := range cas {
+		ca.Lifetime = life
+	}
+	m := newManager(t, cas...)
+	hosts := hostNames(5)
+	m.SetHosts(hosts)
+	for _, host := range hosts {
+		mustGet(t, m, host)
+	}
+	pass(life / 2 * 9 / 10)
+	for time.Now().Before(firstRenewal(m).Add(-time.Hour)) {
+		pass(time.Hour)
+	}
+	for _, ca := range cas {
+		ca.Fault(catest.Down)
+	}
+	begin := time.Now()
+	for time.Since(begin) < dead {
+		for _, host := range hosts {
+			mustGet(t, m, host)
+		}
+		pass(time.Hour)
+	}
+	for i, ca := range cas {
+		hours := int(dead / time.Hour)
+		if n := requests(ca, "", begin, time.Now()); n < hours/2 || n > 3*hours+50 {
+			t.Errorf("CA %d: %d requests in %d hours, want one or two an hour", i, n, hours)
+		}
+		ca.Fault(nil)
+	}
+	pass(67 * time.Minute) // an hour, a tenth more, and a moment
+	for _, host := range hosts {
+		if leaf := mustGet(t, m, host); time.Since(leaf.NotBefore) > 67*time.Minute {
+			t.Errorf("%s: not renewed within one back-off after the CAs are back", host)
+		}
+	}
+}
+
+// firstRenewal returns when the first host is to be renewed.
+func firstRenewal(m *letsencrypt.Manager) time.Time {
+	var first time.Time
+	for _, s := range m.Status() {
+		if first.IsZero() || s.Renewal.Before(first) {
+			first = s.Renewal
+		}
+	}
+	return first
+}
+
+func TestSecondCAServesWhileTheFirstIsDead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		first.Lifetime, second.Lifetime = 6*day, 6*day
+		m := newManager(t, first, second)
+		m.SetHosts([]string{"a.example.com"})
+		mustGet(t, m, "a.example.com")
+		first.Fault(catest.Down)
+		begin := time.Now()
+		for time.Since(begin) < 10*day {
+			leaf := mustGet(t, m, "a.example.com")
+			if left := time.Until(leaf.NotAfter); left < 2*day {
+				t.Fatalf("%v left, want half of six days or so", left)
+			}
+			pass(time.Hour)
+		}
+		if n := len(second.Issued("")); n < 3 || n > 4 {
+			t.Errorf("the second CA issued %d certificates in ten days, want 3 or 4", n)
+		}
+		if n := requests(first, "", begin, time.Now()); n > 30 {
+			t.Errorf("%d requests to a dead CA in ten days with four renewals, want 30 at most", n)
+		}
+		if got := m.Status("a.example.com")[0].CA; got != second.Directory() {
+			t.Errorf("Status: CA = %s, want %s", got, second.Directory())
+		}
+		first.Fault(nil)
+		pass(4 * day)
+		if got := m.Status("a.example.com")[0].CA; got != first.Directory() {
+			t.Errorf("after the first CA is back: CA = %s, want %s", got, first.Directory())
 		}
 	})
 }
 
-func TestYearOf90DayCertificates(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+func TestPausedCA(t *testing.T) {
+	const retryAfter = 2 * time.Hour
+	for _, tt := range []struct {
+		name     string
+		endpoint string
+		response catest.Response
+	}{
+		{"503 to an order", "newOrder", catest.HTML(503, "7200")},
+		{"429 without a problem document", "newOrder", catest.HTML(429, "7200")},
+		{"503 to a challenge", "challenge", catest.Problem(503, "serverInternal", "later", "7200")},
+		{"429 to a nonce", "newNonce", catest.Problem(429, "rateLimited", "later", "7200")},
+		{"429 to an account", "newAccount", catest.Problem(429, "rateLimited", "later", "7200")},
+		{"503 to the directory", "directory", catest.HTML(503, "7200")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				ca.Latency = 50 * time.Millisecond
+				ca.Impolite = tt.endpoint == "newOrder" // orders on their way to it can't be called back
+				ca.Fault(catest.On(tt.endpoint, 0, tt.response))
+				m := newManager(t, ca)
+				m.Limit = unlimited()
+				d := keepDiary(t, m)
+				hosts := hostNames(50)
+				m.SetHosts(hosts)
+				begin := time.Now()
+				wantHostError(t, m.Manage(t.Context(), hosts...), hosts[0])
+				pass(retryAfter - time.Minute)
+				if n := requests(ca, "", begin.Add(5*time.Second), time.Now()); n != 0 {
+					t.Errorf("%d requests while the CA is paused, want none", n)
+				}
+				if n := requests(ca, tt.endpoint, begin, time.Now()); n > 32 {
+					t.Errorf("%d requests before the pause, want those in flight at most", n)
+				}
+				probed := time.Now()
+				pass(retryAfter)
+				if n := requests(ca, tt.endpoint, probed, time.Now()); n != 1 {
+					t.Errorf("%d requests after the pause, want one probe", n)
+				}
+				if n := len(d.of(letsencrypt.EventPaused)); n != 2 {
+					t.Errorf("%d events of a pause, want 2", n)
+				}
+				ca.Fault(nil)
+				pass(retryAfter)
+				for _, host := range hosts {
+					if s := m.Status(host)[0]; s.Serial == "" {
+						t.Errorf("%s has no certificate after the pause: %v", host, s.Err)
+					}
+				}
+				if n := len(d.of(letsencrypt.EventResumed)); n != 1 {
+					t.Errorf("%d events that the CA works again, want 1", n)
+				}
+			})
+		})
+	}
+}
+
+// Hosts that a CA limits.
+
+func TestLimitedHostWaitsAndOthersGoOn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		ca := catest.New(t)
+		y := &tally{with: func(host string) *catest.Error {
+			if host == "a.example.com" {
+				return rateLimited("7200")
+			}
+			return nil
+		}}
+		ca.RefuseOrder = y.refuse
 		m := newManager(t, ca)
-		m.SetHosts([]string{"a.example.com"})
-		for range 365 {
-			leaf, err := handshake(m, "a.example.com")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if left := time.Until(leaf.NotAfter); left < 29*24*time.Hour {
-				t.Fatalf("%v left, want a third of 90 days or so", left)
-			}
-			time.Sleep(24 * time.Hour)
-			synctest.Wait()
+		begin := time.Now()
+		err := m.Manage(t.Context(), "a.example.com")
+		he := wantHostError(t, err, "a.example.com")
+		if he.CA != ca.Directory() || he.Retry.Before(begin.Add(2*time.Hour)) {
+			t.Errorf("HostError{CA: %q, Retry: %v}, want %q and two hours on", he.CA, he.Retry, ca.Directory())
 		}
-		if n := len(ca.Issued("a.example.com")); n < 6 || n > 8 {
-			t.Errorf("%d certificates in a year, want 7 or so", n)
+		var problem *acme.Error
+		if !errors.As(err, &problem) || problem.Detail != "too many of these" {
+			t.Errorf("error %v, want the CA's problem in it", err)
+		}
+		mustGet(t, m, "b.example.com")
+		mustGet(t, m, "c.example.com")
+		for time.Since(begin) < 2*time.Hour-2*time.Minute {
+			get(m, "a.example.com")
+			pass(time.Minute)
+		}
+		if n := y.of("a.example.com"); n != 1 {
+			t.Errorf("asked %d times in two hours, want once", n)
+		}
+		y.change(nil)
+		pass(3 * time.Minute)
+		mustGet(t, m, "a.example.com")
+		if n := y.of("a.example.com"); n != 2 {
+			t.Errorf("asked %d times in all, want twice", n)
 		}
 	})
+}
+
+func TestHostsOfSeveralOwnersLimitedPauseTheCA(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		hosts []string
+		pause bool
+	}{
+		{"three owners", []string{"a.one.example", "a.two.example", "a.three.example"}, true},
+		{"one owner", []string{"a.one.example", "b.one.example", "c.one.example"}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) { limitedOwners(t, tt.hosts, tt.pause) })
+		})
+	}
+}
+
+func limitedOwners(t *testing.T, hosts []string, pause bool) {
+	ca := catest.New(t)
+	retry := map[string]string{hosts[0]: "10800", hosts[1]: "7200", hosts[2]: "14400"}
+	y := &tally{with: func(host string) *catest.Error {
+		if r, ok := retry[host]; ok {
+			return rateLimited(r)
+		}
+		return nil
+	}}
+	ca.RefuseOrder = y.refuse
+	m := newManager(t, ca)
+	m.Limit, m.NewHostLimit = unlimited(), unlimited()
+	begin := time.Now()
+	for _, host := range hosts {
+		m.Manage(t.Context(), host)
+	}
+	_, err := get(m, "www.four.example")
+	if !pause {
+		if err != nil {
+			t.Errorf("a fourth host: %v, want a certificate", err)
+		}
+		return
+	}
+	he := wantHostError(t, err, "www.four.example")
+	if want := begin.Add(2 * time.Hour); he.Retry.Sub(want).Abs() > time.Minute {
+		t.Errorf("Retry = %v, want %v, the earliest of the three", he.Retry, want)
+	}
+	if y.of("www.four.example") != 0 {
+		t.Error("a fourth host was asked for, want the CA paused")
+	}
+	pass(2*time.Hour + time.Minute)
+	mustGet(t, m, "www.four.example")
+}
+
+func TestHostPausedUntilAPersonActs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		ca.Pause(host)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		begin := time.Now()
+		err := m.Manage(t.Context(), host)
+		wantHostError(t, err, host)
+		const link = "unpause?jwt=eyJhbGciOiJIUzI1NiJ9.secret"
+		if !strings.Contains(err.Error(), link) {
+			t.Errorf("error %v, want the link in it", err)
+		}
+		if s := m.Status(host)[0]; s.Err == nil || !strings.Contains(s.Err.Error(), link) {
+			t.Errorf("Status: Err = %v, want the link in it", s.Err)
+		}
+		if len(d.lines("unpause?", host)) == 0 || len(d.lines("eyJ")) != 0 {
+			t.Errorf("log %q, want the link in it without its query", d.lines())
+		}
+		pass(10 * day)
+		if n := requests(ca, "newOrder", begin, time.Now()); n < 8 || n > 12 {
+			t.Errorf("%d orders in ten days, want one a day", n)
+		}
+		before := ca.Count("newOrder")
+		wantHostError(t, m.Renew(t.Context(), host), host)
+		wantCount(t, ca, "newOrder", before+1)
+		ca.Unpause(host)
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Errorf("Renew after the person acted = %v, want nil", err)
+		}
+	})
+}
+
+// What a restart must not undo.
+
+func TestHundredRestartsUnderALimit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.RefuseOrder = func([]string, string) *catest.Error { return rateLimited("86400") }
+		m := newManager(t, ca)
+		m.SetHosts([]string{"a.example.com"})
+		m.Manage(t.Context(), "a.example.com")
+		for range 100 {
+			m = restart(t, m, ca)
+			if _, err := get(m, "a.example.com"); err == nil {
+				t.Fatal("a certificate from nowhere")
+			}
+			pass(14 * time.Minute)
+		}
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestPauseOfTheCASurvivesRestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Fault(catest.On("newOrder", 0, catest.HTML(503, "86400")))
+		m := newManager(t, ca)
+		m.SetHosts(hostNames(3))
+		m.Manage(t.Context(), hostNames(3)...)
+		before := ca.Count("")
+		for range 20 {
+			m = restart(t, m, ca)
+			for _, host := range hostNames(3) {
+				get(m, host)
+			}
+			pass(time.Hour)
+		}
+		wantCount(t, ca, "", before)
+	})
+}
+
+func TestBackoffSurvivesRestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.RefuseOrder = func([]string, string) *catest.Error {
+			return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: "not this one"}
+		}
+		m := newManager(t, ca)
+		m.SetHosts([]string{"a.example.com"})
+		m.Manage(t.Context(), "a.example.com")
+		pass(12 * time.Hour) // until there are hours between attempts
+		retry, before := m.Status("a.example.com")[0].Retry, ca.Count("newOrder")
+		if before > 12 || time.Until(retry) < time.Hour {
+			t.Fatalf("%d orders in twelve hours and the next in %v, want a doubling back-off", before, time.Until(retry))
+		}
+		m = restart(t, m, ca)
+		_, err := get(m, "a.example.com")
+		if he := wantHostError(t, err, "a.example.com"); !he.Retry.Equal(retry) || !strings.Contains(he.Error(), "not this one") {
+			t.Errorf("after a restart: %v, want the same words and %v", he, retry)
+		}
+		pass(time.Until(retry) - time.Second)
+		wantCount(t, ca, "newOrder", before)
+		pass(2 * time.Second)
+		get(m, "a.example.com")
+		wantCount(t, ca, "newOrder", before+1)
+	})
+}
+
+func TestSpentTokensSurviveRestart(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.NewHostLimit = unlimited()
+		for _, host := range hostNames(20) {
+			mustGet(t, m, host)
+		}
+		for range 3 {
+			m = restart(t, m, ca)
+			m.NewHostLimit = unlimited()
+			if _, err := get(m, "one.more.example"); !errors.Is(err, letsencrypt.ErrRateLimited) {
+				t.Errorf("the 21st host after a restart: %v, want %v", err, letsencrypt.ErrRateLimited)
+			}
+			time.Sleep(time.Second)
+		}
+		wantCount(t, ca, "newOrder", 20)
+	})
+}
+
+// The limits of the Manager's own.
+
+func TestDefaultLimits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		names := hostNames(30)
+		for _, host := range names[:20] {
+			mustGet(t, m, host)
+		}
+		_, err := get(m, names[20])
+		he := wantHostError(t, err, names[20])
+		if !errors.Is(err, letsencrypt.ErrRateLimited) || time.Until(he.Retry).Round(time.Minute) != 3*time.Hour {
+			t.Errorf("the 21st new host: %v, want %v for three hours", err, letsencrypt.ErrRateLimited)
+		}
+		if err := m.Manage(t.Context(), names[21]); err != nil { // a minute later
+			t.Errorf("Manage while strangers are limited = %v, want nil", err)
+		}
+		if got := time.Since(ca.Orders()[0].Time).Round(time.Second); got != time.Minute {
+			t.Errorf("the 21st token came after %v, want a minute", got)
+		}
+		if _, err := get(m, names[20]); !errors.Is(err, letsencrypt.ErrRateLimited) {
+			t.Errorf("a new host after a minute: %v, want %v", err, letsencrypt.ErrRateLimited)
+		}
+		pass(time.Until(he.Retry))
+		mustGet(t, m, names[20])
+		if _, err := get(m, names[22]); !errors.Is(err, letsencrypt.ErrRateLimited) {
+			t.Errorf("two new hosts in three hours: %v, want %v", err, letsencrypt.ErrRateLimited)
+		}
+	})
+}
+
+func TestNewHostLimitIsNoneWhereAllowVouches(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		m.Limit = unlimited()
+		m.Allow = func(context.Context, string) error { return nil }
+		for _, host := range hostNames(25) {
+			mustGet(t, m, host)
+		}
+	})
+}
+
+func TestFiveHostsEver(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		m.NewHostLimit = rate.NewLimiter(0, 5)
+		names := hostNames(6)
+		for range 9 {
+			for _, host := range names[:5] {
+				mustGet(t, m, host)
+			}
+			_, err := get(m, names[5])
+			if he := wantHostError(t, err, names[5]); !errors.Is(err, letsencrypt.ErrRateLimited) || !he.Retry.IsZero() {
+				t.Fatalf("the sixth host: %v, want %v and no time to try again", err, letsencrypt.ErrRateLimited)
+			}
+			pass(15 * time.Hour)
+		}
+		if n := len(ca.Issued(names[0])); n < 2 {
+			t.Errorf("%d certificates in five days for one of the five, want it renewed", n)
+		}
+	})
+}
+
+func TestHandshakeNeverWaitsForAToken(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+		mustGet(t, m, "a.example.com")
+		begin := time.Now()
+		_, err := get(m, "b.example.com")
+		if he := wantHostError(t, err, "b.example.com"); !errors.Is(err, letsencrypt.ErrRateLimited) || time.Until(he.Retry).Round(time.Minute) != time.Hour {
+			t.Errorf("handshake: %v, want %v for an hour", err, letsencrypt.ErrRateLimited)
+		}
+		if _, err := m.Cert("b.example.com"); !errors.Is(err, letsencrypt.ErrRateLimited) {
+			t.Errorf("Cert: %v, want %v", err, letsencrypt.ErrRateLimited)
+		}
+		if waited := time.Since(begin); waited != 0 {
+			t.Errorf("waited %v, want not at all", waited)
+		}
+	})
+}
+
+func TestManageWaitsForTokensUntilItsContextEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Minute)
+		defer cancel()
+		names := hostNames(3)
+		err := m.Manage(ctx, names...)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Manage = %v, want %v", err, context.DeadlineExceeded)
+		}
+		if n := len(ca.Orders()); n != 2 {
+			t.Errorf("%d orders in 90 minutes, want 2", n)
+		}
+		for _, host := range names {
+			if failed := strings.Contains(err.Error(), host); failed == (len(ca.Issued(host)) > 0) {
+				t.Errorf("Manage = %v, want it to name the host without a certificate alone", err)
+			}
+		}
+		pass(time.Hour)
+		if n := len(ca.Orders()); n != 3 {
+			t.Errorf("%d orders after Manage's end, want the third host's too", n)
+		}
+	})
+}
+
+func TestRenewalPastItsMomentGoesBeforeHandshakes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(12*time.Hour), 1)
+		m.SetHosts([]string{"a.example.com", "b.example.com", "c.example.com"})
+		first := mustGet(t, m, "a.example.com")
+		moment := m.Status("a.example.com")[0].Renewal
+		pass(time.Until(moment) - time.Minute)
+		mustGet(t, m, "b.example.com") // takes the token that the renewal will wait for
+		pass(2 * time.Minute)
+		for time.Since(moment) < 11*time.Hour+50*time.Minute {
+			if _, err := get(m, "c.example.com"); !errors.Is(err, letsencrypt.ErrRateLimited) {
+				t.Fatalf("a new host while a renewal waits: %v, want %v", err, letsencrypt.ErrRateLimited)
+			}
+			pass(time.Minute)
+		}
+		for mustGet(t, m, "a.example.com").Equal(first) && time.Since(moment) < 13*time.Hour {
+			get(m, "c.example.com")
+			pass(time.Second)
+		}
+		if n := len(ca.Issued("c.example.com")); n != 0 {
+			t.Error("a handshake took the token that a renewal waited for")
+		}
+	})
+}
+
+func TestMostUrgentRenewalGoesFirst(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 60 * day // renewed on day 39 or 40
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(4*day), 3)
+		names := hostNames(6)
+		m.SetHosts(names)
+		for _, host := range names[:3] {
+			mustGet(t, m, host)
+			pass(time.Minute)
+		}
+		pass(37*day + 20*time.Hour)
+		for _, host := range names[3:] {
+			mustGet(t, m, host) // and no token is left for four days
+		}
+		pass(13 * day)
+		var order []string
+		for _, o := range ca.Orders()[6:] {
+			order = append(order, o.Names[0])
+		}
+		if got, want := fmt.Sprint(order), fmt.Sprint(names[:3]); got != want {
+			t.Errorf("renewed in the order %s, want %s, by expiry", got, want)
+		}
+	})
+}
+
+func TestShortageIsSaid(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(6*time.Hour), 100)
+		d := keepDiary(t, m)
+		m.SetHosts(hostNames(100))
+		for _, host := range hostNames(100) {
+			mustGet(t, m, host)
+		}
+		pass(3*day + time.Hour)
+		events := d.of(letsencrypt.EventLimit)
+		if len(events) == 0 {
+			t.Fatal("no event says that Limit is too low")
+		}
+		const advice = "set Limit to one every "
+		err := events[len(events)-1].Err
+		_, after, ok := strings.Cut(err.Error(), advice)
+		every, _, _ := strings.Cut(after, " ")
+		if d, perr := time.ParseDuration(every); !ok || perr != nil || d < 20*time.Minute || d > 6*time.Hour {
+			t.Errorf("the event says %q, want %q and an hour or so", err, advice)
+		}
+		if len(d.lines("level=WARN", advice)) == 0 {
+			t.Error("no line of the log says that Limit is too low")
+		}
+		said := 0
+		for _, s := range m.Status() {
+			if s.Err != nil && strings.Contains(s.Err.Error(), advice) {
+				said++
+			}
+		}
+		if said < 50 {
+			t.Errorf("Status says so of %d hosts, want those that wait", said)
+		}
+	})
+}
+
+// Who may have a certificate.
+
+// wantAllowed reports an error unless a handshake for each host gets a
+// certificate, or if allowed is false is refused with not a word to the CA.
+func wantAllowed(t *testing.T, m *letsencrypt.Manager, ca *catest.CA, allowed bool, hosts ...string) {
+	t.Helper()
+	for _, host := range hosts {
+		before := ca.Count("")
+		_, err := get(m, host)
+		if allowed && err != nil {
+			t.Errorf("%s: %v, want a certificate", host, err)
+		}
+		if !allowed && !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("%s: error %v, want %v", host, err, letsencrypt.ErrHostNotAllowed)
+		}
+		if !allowed && ca.Count("") != before {
+			t.Errorf("%s: the CA was asked about a host that is refused", host)
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.SetHosts([]string{"A.example.com.", "bücher.example.com"})
+		wantAllowed(t, m, ca, true, "a.example.com", "A.EXAMPLE.com", "xn--bcher-kva.example.com")
+		wantAllowed(t, m, ca, false, "b.example.com", "x.a.example.com", "example.com")
+		m.SetHosts([]string{})
+		wantAllowed(t, m, ca, false, "b.example.com")
+		wantAllowed(t, m, ca, true, "a.example.com") // it is held already
+		m.SetHosts(nil)
+		wantAllowed(t, m, ca, true, "b.example.com")
+		if n := len(ca.Orders()); n != 3 {
+			t.Errorf("%d orders, want 3", n)
+		}
+	})
+}
+
+func TestCertManageAndRenewObeyTheList(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		rule func(m *letsencrypt.Manager)
+	}{
+		{"list", func(m *letsencrypt.Manager) { m.SetHosts([]string{"a.example.com"}) }},
+		{"empty list", func(m *letsencrypt.Manager) { m.SetHosts([]string{}) }},
+		{"Allow", func(m *letsencrypt.Manager) {
+			m.Allow = func(context.Context, string) error { return errors.New("no") }
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				tt.rule(m)
+				_, certErr := m.Cert("b.example.com")
+				for method, err := range map[string]error{
+					"Cert":   certErr,
+					"Manage": m.Manage(t.Context(), "b.example.com"),
+					"Renew":  m.Renew(t.Context(), "b.example.com"),
+				} {
+					if !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+						t.Errorf("%s = %v, want %v", method, err, letsencrypt.ErrHostNotAllowed)
+					}
+					wantHostError(t, err, "b.example.com")
+				}
+				wantCount(t, ca, "", 0)
+			})
+		})
+	}
+}
+
+func TestListAndAllow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		var asked []string
+		m.Allow = func(_ context.Context, host string) error {
+			asked = append(asked, host)
+			if strings.HasPrefix(host, "yes.") {
+				return nil
+			}
+			return errors.New("who is that?")
+		}
+		m.SetHosts([]string{"listed.example.com"})
+		wantAllowed(t, m, ca, true, "listed.example.com", "yes.example.com")
+		wantAllowed(t, m, ca, false, "no.example.com")
+		if got, want := fmt.Sprint(asked), "[yes.example.com no.example.com]"; got != want {
+			t.Errorf("Allow was asked about %s, want %s", got, want)
+		}
+		if _, err := get(m, "no.example.com"); !strings.Contains(err.Error(), "who is that?") {
+			t.Errorf("error %v, want Allow's in it", err)
+		}
+	})
+}
+
+func TestRefusalOfAllowIsRemembered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		asked := 0
+		m.Allow = func(context.Context, string) error { asked++; return errors.New("no") }
+		for range 59 {
+			get(m, "a.example.com")
+			pass(time.Second)
+		}
+		if asked != 1 {
+			t.Errorf("Allow was asked %d times in a minute, want once", asked)
+		}
+		pass(2 * time.Second)
+		get(m, "a.example.com")
+		if asked != 2 {
+			t.Errorf("Allow was asked %d times in a minute and a bit, want twice", asked)
+		}
+	})
+}
+
+// A client is a connection from an address.
+type client struct {
+	net.Conn
+	local, remote net.Addr
+}
+
+func (c client) LocalAddr() net.Addr           { return c.local }
+func (c client) RemoteAddr() net.Addr          { return c.remote }
+func (c client) SetDeadline(t time.Time) error { return nil }
+func tcpAddr(addr string, port int) *net.TCPAddr {
+	return &net.TCPAddr{IP: net.ParseIP(addr), Port: port}
+}
+
+func TestAllowSeesTheClientsAddress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		var seen []net.Addr
+		m.Allow = func(ctx context.Context, _ string) error {
+			seen = append(seen, letsencrypt.ClientAddr(ctx))
+			return nil
+		}
+		from := tcpAddr("192.0.2.7", 4711)
+		hello := &tls.ClientHelloInfo{ServerName: "a.example.com", Conn: client{remote: from}}
+		if _, err := m.GetCertificate(hello); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Cert("b.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		if len(seen) != 2 || seen[0] != from || seen[1] != nil {
+			t.Errorf("Allow saw the clients %v, want %v for a handshake and nil for Cert", seen, from)
+		}
+	})
+}
+
+func TestAllowIsAskedAgainBeforeRenewal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		allowed, asked := true, 0
+		m.Allow = func(context.Context, string) error {
+			if asked++; allowed {
+				return nil
+			}
+			return errors.New("not any more")
+		}
+		mustGet(t, m, "a.example.com")
+		pass(4 * day)
+		if n := len(ca.Issued("")); n != 2 || asked != 2 {
+			t.Errorf("%d certificates, Allow asked %d times: want one renewal, and Allow asked", n, asked)
+		}
+		expiry := ca.Issued("")[1].NotAfter
+		pass(time.Until(expiry) - day)
+		if n := len(ca.Issued("")); n != 2 || asked != 2 {
+			t.Errorf("%d certificates, Allow asked %d times: want no renewal that no client asked for", n, asked)
+		}
+		allowed = false
+		for time.Now().Before(expiry) {
+			mustGet(t, m, "a.example.com")
+			pass(10 * time.Minute)
+		}
+		if n := len(ca.Issued("")); n != 2 {
+			t.Errorf("%d certificates, want no renewal that Allow refuses", n)
+		}
+		if asked < 3 || asked > 2+6*24+1 {
+			t.Errorf("Allow was asked %d times, want it asked when a client asks", asked)
+		}
+		pass(time.Hour)
+		if _, err := get(m, "a.example.com"); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("after the certificate expired: %v, want %v", err, letsencrypt.ErrHostNotAllowed)
+		}
+		if failed := d.of(letsencrypt.EventFailed); len(failed) != 0 {
+			t.Errorf("events %v: a refusal is none", failed)
+		}
+		pass(30 * day)
+		if s := m.Status(); len(s) != 0 {
+			t.Errorf("Status() = %+v, want the host forgotten", s)
+		}
+	})
+}
+
+type timeout struct{ error }
+
+func (timeout) Timeout() bool   { return true }
+func (timeout) Temporary() bool { return true }
+
+func TestUnreachableAllowStopsNewHostsButNoRenewal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		reachable := true
+		m.Allow = func(context.Context, string) error {
+			if reachable {
+				return nil
+			}
+			return timeout{errors.New("no answer")}
+		}
+		mustGet(t, m, "a.example.com")
+		reachable = false
+		for range 50 {
+			mustGet(t, m, "a.example.com")
+			pass(2 * time.Hour)
+		}
+		if n := len(ca.Issued("a.example.com")); n != 2 {
+			t.Errorf("%d certificates in four days, want it renewed", n)
+		}
+		_, err := get(m, "b.example.com")
+		if he := wantHostError(t, err, "b.example.com"); errors.Is(err, letsencrypt.ErrHostNotAllowed) || !strings.Contains(he.Error(), "no answer") {
+			t.Errorf("a new host: %v, want it to say that Allow could not tell", err)
+		}
+		reachable = true
+		pass(6 * time.Second)
+		mustGet(t, m, "b.example.com")
+	})
+}
+
+func TestUnlistedHostIsRenewedOnlyIfAskedFor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		mustGet(t, m, "asked.example.com")
+		mustGet(t, m, "idle.example.com")
+		if err := m.Manage(t.Context(), "managed.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		pass(4 * day) // all are renewed: who waited for the first was served it
+		mustGet(t, m, "asked.example.com")
+		pass(4 * day)
+		for host, want := range map[string]int{"asked.example.com": 3, "idle.example.com": 2, "managed.example.com": 3} {
+			if n := len(ca.Issued(host)); n != want {
+				t.Errorf("%s: %d certificates, want %d", host, n, want)
+			}
+		}
+		pass(12 * day)
+		if s := m.Status("idle.example.com")[0]; s.Serial != "" {
+			t.Errorf("Status(idle) = %+v, want it forgotten when it has expired", s)
+		}
+	})
+}
+
+func TestBadEntriesOfTheList(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		bad := []string{"host.example:443", "https://example.com/", "", "a..example.com", "*.*.example.com"}
+		m.SetHosts(append(bad, "good.example.com"))
+		mustGet(t, m, "good.example.com")
+		pass(day)
+		said := make(map[string]bool)
+		for _, e := range d.of(letsencrypt.EventFailed) {
+			said[e.Host] = e.Err != nil
+		}
+		errs := make(map[string]error)
+		for _, s := range m.Status() {
+			errs[s.Host] = s.Err
+		}
+		for _, host := range bad {
+			if !said[host] {
+				t.Errorf("%q: no event", host)
+			}
+			if he := new(letsencrypt.HostError); !errors.As(errs[host], &he) {
+				t.Errorf("%q: Status has the error %v, want a *HostError", host, errs[host])
+			}
+			if n := len(d.lines("host="+logged(host), "level=ERROR")); n != 1 {
+				t.Errorf("%q: %d lines in the log, want 1", host, n)
+			}
+		}
+		if errs["good.example.com"] != nil {
+			t.Errorf("the good entry: %v", errs["good.example.com"])
+		}
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+// logged returns a value as slog writes it.
+func logged(s string) string {
+	if s == "" || strings.ContainsAny(s, `= "`) {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}
+
+func TestCallbacksMayCallTheManager(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		calls := 0
+		m.Allow = func(ctx context.Context, host string) error {
+			m.Status()
+			m.Marshal()
+			if host == "a.example.com" {
+				_, err := m.Cert("inner.example.com")
+				return err
+			}
+			return nil
+		}
+		m.OnEvent = func(e letsencrypt.Event) {
+			calls++
+			m.Status()
+			m.SetHosts([]string{"listed.example.com"})
+			if e.Host == "a.example.com" {
+				if err := m.Renew(context.Background(), "inner.example.com"); err != nil {
+					t.Errorf("Renew in OnEvent = %v, want nil", err)
+				}
+			}
+		}
+		mustGet(t, m, "a.example.com")
+		pass(time.Minute)
+		if calls != 4 { // the account, both hosts, and one again
+			t.Errorf("%d events, want 4", calls)
+		}
+	})
+}
+
+func TestNames(t *testing.T) {
+	long := strings.Repeat("a23456789.", 26) + "com"
+	for _, tt := range []struct{ name, host string }{
+		{"capitals", "A.EXAMPLE.COM"},
+		{"trailing dot", "a.example.com."},
+		{"both", "A.Example.Com."},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				first := mustGet(t, m, "a.example.com")
+				if leaf, err := get(m, tt.host); err != nil || !leaf.Equal(first) {
+					t.Errorf("GetCertificate(%q) = another, %v, want that of a.example.com", tt.host, err)
+				}
+				wantCount(t, ca, "newOrder", 1)
+			})
+		})
+	}
+	for _, host := range []string{
+		"localhost", "com", long, strings.Repeat("a", 64) + ".example.com", "a\x00.example.com", "%61.example.com",
+		"a..example.com", ".example.com", "bücher.example.com\xff", "192.0.2.1", "2001:db8::1", "[2001:db8::1]", "*.example.com",
+		"a.local", "_.example.com:443", "a/b.example.com", "a b.example.com",
+	} {
+		t.Run(fmt.Sprintf("refused %.20q", host), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				wantAllowed(t, m, ca, false, host)
+				if _, err := get(m, host); len(err.Error()) > 1500 || strings.ContainsAny(err.Error(), "\x00\xff") {
+					t.Errorf("error %q, want it fit to be printed", err)
+				}
+				if s := m.Status(); len(s) != 0 {
+					t.Errorf("Status() = %+v, want nothing known of it", s)
+				}
+			})
+		})
+	}
+}
+
+// Flights.
+
+// An outcome is what became of one of several handshakes.
+type outcome struct {
+	leaf *x509.Certificate
+	err  error
+	took time.Duration
+}
+
+// together makes n handshakes at once and returns their outcomes.
+func together(m *letsencrypt.Manager, n int, host string) []outcome {
+	var all sync.WaitGroup
+	list := make([]outcome, n)
+	begin := time.Now()
+	for i := range list {
+		all.Go(func() {
+			leaf, err := get(m, host)
+			list[i] = outcome{leaf, err, time.Since(begin)}
+		})
+	}
+	all.Wait()
+	return list
+}
+
+func TestOneOrderForManyHandshakes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 5 * time.Second
+		m := newManager(t, ca)
+		list := together(m, 20, "a.example.com")
+		for _, o := range list {
+			if o.err != nil || !o.leaf.Equal(list[0].leaf) {
+				t.Errorf("handshake: %v, want the one certificate", o.err)
+			}
+		}
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestOneErrorForManyHandshakes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Latency = time.Second
+		ca.RefuseOrder = func([]string, string) *catest.Error {
+			return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: "on a list of ours"}
+		}
+		m := newManager(t, ca)
+		for _, o := range together(m, 20, "a.example.com") {
+			he := wantHostError(t, o.err, "a.example.com")
+			var problem *acme.Error
+			if !errors.As(o.err, &problem) || problem.Detail != "on a list of ours" || he.CA != ca.Directory() {
+				t.Errorf("handshake: %v, want the problem of %s", o.err, ca.Directory())
+			}
+		}
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestWaitersAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 70 * time.Second // longer than a client waits
+		m := newManager(t, ca)
+		atOnce, waited := 0, 0
+		for _, o := range together(m, 25, "a.example.com") {
+			wantHostError(t, o.err, "a.example.com")
+			switch o.took {
+			case 0:
+				atOnce++
+			case time.Minute:
+				waited++
+			}
+		}
+		if atOnce != 5 || waited != 20 {
+			t.Errorf("of 25 handshakes %d failed at once and %d after a minute, want 5 and 20", atOnce, waited)
+		}
+		pass(20 * time.Second)
+		mustGet(t, m, "a.example.com")
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestWaitersInAllAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 5 * time.Second
+		m := newManager(t, ca)
+		m.Limit, m.NewHostLimit = unlimited(), unlimited()
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		atOnce := 0
+		for _, host := range hostNames(60) {
+			all.Go(func() {
+				for _, o := range together(m, 20, host) {
+					mu.Lock()
+					if o.err != nil && o.took == 0 {
+						atOnce++
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		all.Wait()
+		if atOnce != 200 {
+			t.Errorf("of 1,200 handshakes %d failed at once, want 200", atOnce)
+		}
+	})
+}
+
+func TestClientThatGivesUpDoesNotEndTheOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 10 * time.Second
+		m := newManager(t, ca)
+		client, server := net.Pipe()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		go tls.Client(client, &tls.Config{ServerName: "a.example.com", InsecureSkipVerify: true}).Handshake()
+		if err := tls.Server(server, m.TLSConfig()).HandshakeContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("handshake = %v, want %v", err, context.DeadlineExceeded)
+		}
+		client.Close()
+		server.Close()
+		pass(20 * time.Second)
+		begin := time.Now()
+		mustGet(t, m, "a.example.com")
+		if waited := time.Since(begin); waited != 0 {
+			t.Errorf("the next client waited %v, want the certificate there", waited)
+		}
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestRenewJoinsAFlight(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.ValidationTakes = 5 * time.Second
+		m := newManager(t, ca)
+		var both sync.WaitGroup
+		both.Go(func() { mustGet(t, m, "a.example.com") })
+		synctest.Wait()
+		both.Go(func() {
+			if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+				t.Errorf("Renew = %v, want nil", err)
+			}
+		})
+		both.Wait()
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestRenewSkipsTheBackoffOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		y := &tally{with: func(string) *catest.Error {
+			return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: "no"}
+		}}
+		ca.RefuseOrder = y.refuse
+		m := newManager(t, ca)
+		for i := range 3 {
+			wantHostError(t, m.Renew(t.Context(), "a.example.com"), "a.example.com")
+			if n := y.of("a.example.com"); n != i+1 {
+				t.Errorf("asked %d times after %d calls of Renew", n, i+1)
+			}
+			if _, err := get(m, "a.example.com"); err == nil || y.of("a.example.com") != i+1 {
+				t.Errorf("a handshake skipped the back-off (%v)", err)
+			}
+		}
+		y.change(nil)
+		if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+			t.Errorf("Renew = %v, want nil", err)
+		}
+		mustGet(t, m, "a.example.com")
+	})
+}
+
+func TestOneBadHostOfFifty(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		hosts := hostNames(50)
+		y := &tally{with: func(host string) *catest.Error {
+			if host == hosts[17] {
+				return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: "this one not"}
+			}
+			return nil
+		}}
+		ca.RefuseOrder = y.refuse
+		m := newManager(t, ca)
+		err := m.Manage(t.Context(), hosts...)
+		wantHostError(t, err, hosts[17])
+		for i, host := range hosts {
+			if i != 17 {
+				mustGet(t, m, host)
+			}
+			if strings.Contains(err.Error(), host) != (i == 17) {
+				t.Errorf("Manage = %v, want it to name %s alone", err, hosts[17])
+			}
+		}
+	})
+}
+
+// Challenges.
+
+func TestChallengeThatCanBePassedIsFound(t *testing.T) {
+	for _, tt := range []struct {
+		want string
+		off  func(*catest.Config)
+	}{
+		{"http-01", func(c *catest.Config) { c.TLS = nil }},
+		{"tls-alpn-01", func(c *catest.Config) { c.HTTP = nil }},
+	} {
+		t.Run(tt.want, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				for i := range 8 { // since the first choice is random
+					ca := catest.New(t)
+					m := newManager(t, ca)
+					point([]*catest.CA{ca}, m.TLSConfig(), m.HTTPHandler(nil))
+					ca.Change(tt.off)
+					mustGet(t, m, "a.example.com")
+					point([]*catest.CA{ca}, m.TLSConfig(), m)
+					if n := len(ca.Orders()); n > 2 || n != len(ca.Validations()) {
+						t.Errorf("%d: %d orders, %d validations, want one each and two at most", i, n, len(ca.Validations()))
+					}
+					for range 4 {
+						if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+							t.Fatal(err)
+						}
+						v := ca.Validations()
+						if got := v[len(v)-1].Type; got != tt.want {
+							t.Errorf("%d: at renewal %s was tried, want %s, which worked last", i, got, tt.want)
+						}
+					}
+					if got := m.Status("a.example.com")[0].Challenge; got != tt.want {
+						t.Errorf("Status: Challenge = %s, want %s", got, tt.want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestChallengeThatFailedLatelyIsTriedLast(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for i := range 8 {
+			ca := catest.New(t)
+			m := newManager(t, ca)
+			m.HTTPHandler(nil)
+			m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1) // one try at a time
+			point([]*catest.CA{ca}, nil, nil)
+			for range 2 {
+				if _, err := get(m, "a.example.com"); err == nil {
+					t.Fatal("a certificate without a validation")
+				}
+				pass(time.Hour)
+			}
+			v := ca.Validations()
+			if len(v) < 2 || v[0].Type == v[1].Type {
+				t.Errorf("%d: validations %+v, want the other type when one has failed", i, v)
+			}
+			shutdown(t, m)
+		}
+	})
+}
+
+func TestChallengeLeftPendingEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.LeavePending = true
+		m := newManager(t, ca)
+		point([]*catest.CA{ca}, nil, nil)
+		begin := time.Now()
+		err := m.Manage(t.Context(), "a.example.com")
+		wantHostError(t, err, "a.example.com")
+		var problem *acme.Error
+		if !errors.As(err, &problem) {
+			t.Errorf("Manage = %v, want the CA's words on the challenge", err)
+		}
+		if took := time.Since(begin); took > 2*91*time.Second {
+			t.Errorf("it took %v, want two orders of 90 s at most", took)
+		}
+	})
+}
+
+func TestGetCertificateAloneIsAdvised(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t)
+		m.CAs = []letsencrypt.CA{{Directory: ca.Directory(), Client: ca.Client()}}
+		point([]*catest.CA{ca}, &tls.Config{GetCertificate: m.GetCertificate, NextProtos: []string{"http/1.1"}}, nil)
+		_, err := get(m, "a.example.com")
+		wantHostError(t, err, "a.example.com")
+		for _, advice := range []string{`"acme-tls/1" in NextProtos`, "HTTPHandler"} {
+			if !strings.Contains(err.Error(), advice) {
+				t.Errorf("error %v, want the advice %q", err, advice)
+			}
+		}
+		point([]*catest.CA{ca}, nil, m)
+		m.ServeHTTP(discard{}, &http.Request{Method: "GET", Host: "a.example.com", URL: mustURL("/")})
+		if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+			t.Errorf("with http-01: Renew = %v, want nil", err)
+		}
+	})
+}
+
+// A discard is a ResponseWriter that nobody reads.
+type discard struct{}
+
+func (discard) Header() http.Header         { return make(http.Header) }
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+func (discard) WriteHeader(int)             {}
+
+func mustURL(s string) *url.URL {
+	u, err := url.Parse(s)
+	if err != nil {
+		panic(err)
+	}
+	return u
+}
+
+// CAs that are at fault.
+
+func TestFlawedCertificateIsNotServed(t *testing.T) {
+	for _, tt := range []struct {
+		flaw catest.Flaw
+		says string
+	}{
+		{catest.OtherKey, "key"},
+		{catest.OtherName, "wrong.test"},
+		{catest.Expired, "expired"},
+		{catest.NotYetValid, "not valid"},
+		{catest.LongChain, "chain"},
+		{catest.EmptyChain, ""},
+		{catest.Garbage, ""},
+	} {
+		t.Run(string(tt.flaw), func(t *testing.T) {
+			bubble(t, func(t *testing.T) { flawed(t, tt.flaw, tt.says) })
+		})
+	}
+}
+
+func flawed(t *testing.T, flaw catest.Flaw, says string) {
+	const host = "a.example.com"
+	ca := catest.New(t)
+	ca.Flaw = flaw
+	m := newManager(t, ca)
+	d := keepDiary(t, m)
+	m.SetHosts([]string{host})
+	begin := time.Now()
+	err := m.Manage(t.Context(), host)
+	he := wantHostError(t, err, host)
+	if he.CA != ca.Directory() || !strings.Contains(err.Error(), says) {
+		t.Errorf("Manage = %v, want %q of %s", err, says, ca.Directory())
+	}
+	if s := m.Status(host)[0]; s.Err == nil || s.Serial != "" || !s.Retry.After(time.Now()) {
+		t.Errorf("Status = %+v, want the error and the time of the next try", s)
+	}
+	if failed := d.of(letsencrypt.EventFailed); len(failed) != 1 || failed[0].Host != host || failed[0].CA != ca.Directory() || failed[0].Next.IsZero() {
+		t.Errorf("events %+v, want one", failed)
+	}
+	if n := len(d.lines("host="+host, "ca="+ca.Directory(), "err=", "next=")); n != 1 {
+		t.Errorf("%d lines of the log say so, want 1", n)
+	}
+	for time.Since(begin) < day {
+		if _, err := get(m, host); err == nil {
+			t.Fatalf("a certificate with the flaw %q is served", flaw)
+		}
+		pass(10 * time.Minute)
+	}
+	if n := len(ca.Issued("")); n > 40 {
+		t.Errorf("%d certificates issued in a day, want them to become fewer", n)
+	}
+	ca.Change(func(c *catest.Config) { c.Flaw = "" })
+	if err := m.Renew(t.Context(), host); err != nil && !strings.Contains(err.Error(), "not asked for now") {
+		t.Errorf("Renew from a CA in order = %v, want nil", err)
+	}
+	pass(2 * time.Hour)
+	get(m, host)
+	mustGet(t, m, host)
+}
+
+func TestForgottenAccountIsMadeAnewOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		mustGet(t, m, "a.example.com")
+		ca.ForgetAccounts()
+		var all sync.WaitGroup
+		for _, host := range hostNames(10) {
+			all.Go(func() { mustGet(t, m, host) })
+		}
+		all.Wait()
+		if n := len(ca.Accounts()); n != 1 {
+			t.Errorf("%d accounts, want 1 in place of the one forgotten", n)
+		}
+		if n := len(d.of(letsencrypt.EventAccount)); n != 2 {
+			t.Errorf("%d events of an account made, want 2", n)
+		}
+	})
+}
+
+func TestAccountDeactivatedIsNoLoop(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		mustGet(t, m, "a.example.com")
+		ca.DeactivateAccounts()
+		before := ca.Count("")
+		_, err := get(m, "b.example.com")
+		wantHostError(t, err, "b.example.com")
+		if n := ca.Count("") - before; n > 6 {
+			t.Errorf("%d requests with an account that was deactivated, want 6 at most", n)
+		}
+	})
+}
+
+func TestHalfOfAllNoncesRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.NonceReject = catest.Percent(50, 1)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		begin := time.Now()
+		for _, host := range hostNames(20) {
+			mustGet(t, m, host)
+		}
+		if took := time.Since(begin); took > 20*100*time.Millisecond {
+			t.Errorf("20 certificates took %v, want refused nonces retried at once", took)
+		}
+		if failed := d.of(letsencrypt.EventFailed); len(failed) != 0 {
+			t.Errorf("events %+v, want no failure", failed)
+		}
+		wantCount(t, ca, "newOrder", len(ca.Orders())+refusals(ca, "newOrder"))
+	})
+}
+
+// refusals counts the requests to an endpoint that the CA refused.
+func refusals(ca *catest.CA, endpoint string) int {
+	n := 0
+	for _, r := range ca.Requests() {
+		if r.Endpoint == endpoint && r.Status == http.StatusBadRequest {
+			n++
+		}
+	}
+	return n
+}
+
+func TestExternalAccountBinding(t *testing.T) {
+	key := []byte("0123456789abcdef0123456789abcdef")
+	for _, eab := range []*acme.ExternalAccountBinding{nil, {KID: "customer", Key: key}} {
+		t.Run(fmt.Sprintf("given=%v", eab != nil), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				ca.EAB = map[string][]byte{"customer": key}
+				m := newManager(t, ca)
+				m.CAs[0].EAB = eab
+				_, err := get(m, "a.example.com")
+				if eab == nil {
+					wantHostError(t, err, "a.example.com")
+					if !strings.Contains(err.Error(), "CA.EAB") {
+						t.Errorf("error %v, want it to name CA.EAB", err)
+					}
+					wantCount(t, ca, "newAccount", 0)
+					return
+				}
+				if err != nil || ca.Accounts()[0].EAB != "customer" {
+					t.Errorf("%v, account %+v, want it bound to the customer", err, ca.Accounts())
+				}
+			})
+		})
+	}
+}
+
+// Registration.
+
+func TestRefusedTermsStopEverything(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Terms = "https://ca.test/terms"
+		m := newManager(t, ca)
+		var asked []string
+		refuse := func(url string) bool { asked = append(asked, url); return false }
+		if err := m.Register("", refuse); err == nil || !strings.Contains(err.Error(), ca.Terms) {
+			t.Errorf("Register = %v, want an error about the terms", err)
+		}
+		if len(asked) != 1 || asked[0] != ca.Terms {
+			t.Errorf("the prompt was given %q, want the URL of the terms once", asked)
+		}
+		for range 2 {
+			_, err := get(m, "a.example.com")
+			wantHostError(t, err, "a.example.com")
+			if !strings.Contains(err.Error(), "Register") {
+				t.Errorf("error %v, want it to name Register", err)
+			}
+			m = restart(t, m, ca) // the refusal is kept
+		}
+		wantCount(t, ca, "newAccount", 0)
+		if m.Registered() {
+			t.Error("Registered() = true, want false")
+		}
+		if err := m.Register("", func(string) bool { return true }); err != nil || !m.Registered() {
+			t.Fatalf("Register = %v, Registered() = %v, want nil and true", err, m.Registered())
+		}
+		if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+			t.Errorf("Renew = %v, want nil", err)
+		}
+	})
+}
+
+func TestRegisterAgainChangesTheAddress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		if m.Registered() {
+			t.Error("Registered() = true before Register")
+		}
+		for _, email := range []string{"a@example.com", "b@example.com", "b@example.com"} {
+			if err := m.Register(email, nil); err != nil {
+				t.Fatal(err)
+			}
+			accounts := ca.Accounts()
+			if len(accounts) != 1 || len(accounts[0].Contact) != 1 || accounts[0].Contact[0] != "mailto:"+email {
+				t.Errorf("accounts %+v, want one, with %s", accounts, email)
+			}
+		}
+		wantCount(t, ca, "account", 1) // the same address again is no news
+		if m = restart(t, m, ca); !m.Registered() {
+			t.Error("Registered() = false after a restart")
+		}
+	})
+}
+
+func TestOtherCAsGetTheSameAddress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		m := newManager(t, first, second)
+		if err := m.Register("a@example.com", nil); err != nil {
+			t.Fatal(err)
+		}
+		wantCount(t, second, "", 0) // until it is needed
+		first.Fault(catest.Down)
+		mustGet(t, m, "a.example.com")
+		if got := fmt.Sprint(second.Accounts()[0].Contact); got != "[mailto:a@example.com]" {
+			t.Errorf("the second CA's account has the contact %s", got)
+		}
+	})
+}
+
+// Clocks.
+
+func TestClockThatDisagreesWithTheCAOrdersNothing(t *testing.T) {
+	for _, skew := range []time.Duration{2 * day, -2 * day} {
+		t.Run(skew.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				ca.Skew = skew
+				m := newManager(t, ca)
+				_, err := get(m, "a.example.com")
+				wantHostError(t, err, "a.example.com")
+				for _, at := range []time.Time{time.Now(), time.Now().Add(skew)} {
+					if s := at.UTC().Format("2006-01-02T15:04"); !strings.Contains(err.Error(), s) {
+						t.Errorf("error %v, want %s in it", err, s)
+					}
+				}
+				wantCount(t, ca, "newOrder", 0)
+			})
+		})
+	}
+}
+
+func TestClockBeforeOurNewestCertificateOrdersNothing(t *testing.T) {
+	t.Parallel()
+	var blob string
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(30 * day)
+		m := newManager(t, catest.New(t))
+		mustGet(t, m, "a.example.com")
+		blob = m.Marshal()
+	})
+	synctest.Test(t, func(t *testing.T) { // a month earlier
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		if err := m.Unmarshal(blob); err != nil {
+			t.Fatal(err)
+		}
+		_, err := get(m, "b.example.com")
+		wantHostError(t, err, "b.example.com")
+		m.Manage(deadline(t, time.Hour), "c.example.com")
+		wantCount(t, ca, "newOrder", 0)
+		failed := d.of(letsencrypt.EventFailed)
+		if len(failed) == 0 || !strings.Contains(failed[0].Err.Error(), "2000-01-01") || !strings.Contains(failed[0].Err.Error(), "2000-01-31") {
+			t.Errorf("events %+v, want one with both times", failed)
+		}
+		pass(30 * day) // the clock is right again
+		mustGet(t, m, "b.example.com")
+	})
+}
+
+// deadline returns a context that ends after d, or with the test.
+func deadline(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// The end.
+
+func TestShutdown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+		leaf := mustGet(t, m, "a.example.com")
+		waiting := make(chan error)
+		go func() { waiting <- m.Manage(t.Context(), "b.example.com") }()
+		synctest.Wait()
+		shutdown(t, m)
+		if err := <-waiting; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("a waiting Manage = %v, want %v", err, http.ErrServerClosed)
+		}
+		shutdown(t, m)
+		before := ca.Count("")
+		if again := mustGet(t, m, "a.example.com"); !again.Equal(leaf) {
+			t.Error("another certificate after Shutdown")
+		}
+		_, getErr := get(m, "c.example.com")
+		_, certErr := m.Cert("c.example.com")
+		_, listenErr := m.Listen()
+		for method, err := range map[string]error{
+			"GetCertificate": getErr, "Cert": certErr, "Listen": listenErr,
+			"Manage":     m.Manage(t.Context(), "c.example.com"),
+			"Renew":      m.Renew(t.Context(), "a.example.com"),
+			"Register":   m.Register("a@example.com", nil),
+			"Serve":      m.Serve(),
+			"ServeHTTPS": m.ServeHTTPS(),
+		} {
+			if !errors.Is(err, http.ErrServerClosed) {
+				t.Errorf("%s after Shutdown = %v, want %v", method, err, http.ErrServerClosed)
+			}
+		}
+		pass(100 * day)
+		wantCount(t, ca, "", before)
+	})
+}
+
+func TestShutdownParksAnOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.FinalizeTakes = 30 * time.Second
+		m := newManager(t, ca)
+		done := make(chan error)
+		go func() { done <- m.Manage(t.Context(), "a.example.com") }()
+		pass(5 * time.Second)
+		begin := time.Now()
+		m = restart(t, m, ca)
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("Shutdown waited %v for an order", took)
+		}
+		if err := <-done; err == nil {
+			t.Error("Manage = nil, want why it ended")
+		}
+		mustGet(t, m, "a.example.com")
+		if n := len(ca.Orders()); n != 1 {
+			t.Errorf("%d orders, want the one that was begun", n)
+		}
+	})
+}
+
+func TestUnusedManagerStartsNothing(t *testing.T) {
+	t.Parallel()
+	cache := filepath.Join(t.TempDir(), "cache")
+	own := selfSigned(t, time.Now(), day, "own.example.com")
+	var m letsencrypt.Manager
+	t.Cleanup(func() { shutdown(t, &m) })
+	blob := new(letsencrypt.Manager).Marshal()
+	// A bubble does not end while there is a goroutine in it.
+	synctest.Test(t, func(t *testing.T) {
+		if err := m.CacheFile(cache); err != nil {
+			t.Error(err)
+		}
+		if err := m.Unmarshal(blob); err != nil {
+			t.Error(err)
+		}
+		m.SetHosts([]string{"a.example.com", "not a host"})
+		if err := m.AddCertificate(own); err != nil {
+			t.Error(err)
+		}
+		m.TLSConfig()
+		m.HTTPHandler(nil)
+		m.Status()
+	})
+}
+
+// Certificates of the program's own.
+
+// selfSigned returns a certificate for the names and addresses.
+func selfSigned(t testing.TB, notBefore time.Time, life time.Duration, names ...string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(4711),
+		NotBefore:    notBefore,
+		NotAfter:     notBefore.Add(life),
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func mustAdd(t *testing.T, m *letsencrypt.Manager, cert tls.Certificate) {
+	t.Helper()
+	if err := m.AddCertificate(cert); err != nil {
+		t.Fatalf("AddCertificate = %v, want nil", err)
+	}
+}
+
+// wantOwn reports an error unless the hosts are served this certificate.
+func wantOwn(t *testing.T, m *letsencrypt.Manager, cert tls.Certificate, hosts ...string) {
+	t.Helper()
+	for _, host := range hosts {
+		got, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: host})
+		if err != nil || !bytes.Equal(got.Certificate[0], cert.Certificate[0]) {
+			t.Errorf("%s is served another certificate, or %v, want the program's own", host, err)
+		}
+	}
+}
+
+func TestOwnCertificateIsServedForAllItsNames(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		expiry := time.Now().Add(day)
+		own := selfSigned(t, time.Now(), day, "a.example.com", "B.example.com", "*.w.example.com", "192.0.2.1")
+		mustAdd(t, m, own)
+		wantOwn(t, m, own, "a.example.com", "A.example.com", "b.example.com", "x.w.example.com", "192.0.2.1")
+		wantCount(t, ca, "", 0)
+		wantAllowed(t, m, ca, true, "w.example.com") // the wildcard does not cover it
+		if err := m.Manage(t.Context(), "a.example.com"); err != nil || ca.Count("newOrder") != 1 {
+			t.Errorf("Manage = %v after %d orders, want nothing ordered for a host of the program's own", err, ca.Count("newOrder"))
+		}
+		if c, err := m.Cert("a.example.com"); err != nil || c.Leaf.SerialNumber.Int64() != 4711 {
+			t.Errorf("Cert = %v, want the program's own", err)
+		}
+		s := m.Status("a.example.com")[0]
+		if s.CA != "" || s.Serial != "1267" || !s.NotAfter.Equal(expiry) || !s.Renewal.IsZero() {
+			t.Errorf("Status = %+v, want the program's own certificate", s)
+		}
+	})
+}
+
+func TestOwnCertificateWinsUntilItExpires(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		m.SetHosts([]string{"a.example.com"})
+		ours := mustGet(t, m, "a.example.com")
+		first := selfSigned(t, time.Now(), 80*day, "a.example.com", "b.example.com")
+		second := selfSigned(t, time.Now(), 85*day, "a.example.com")
+		mustAdd(t, m, first)
+		wantOwn(t, m, first, "a.example.com", "b.example.com")
+		mustAdd(t, m, second)
+		wantOwn(t, m, second, "a.example.com")
+		wantOwn(t, m, first, "b.example.com")
+		pass(70 * day)
+		wantCount(t, ca, "newOrder", 1) // ours is due, but nobody needs it
+		wantOwn(t, m, second, "a.example.com")
+		pass(15*day + 2*time.Minute)
+		if leaf := mustGet(t, m, "a.example.com"); leaf.Equal(ours) {
+			t.Error("after the program's own expired ours was not renewed")
+		}
+		if expired := d.of(letsencrypt.EventExpired); len(expired) != 2 {
+			t.Errorf("events %+v, want one for each certificate of the program's that expired", expired)
+		}
+	})
+}
+
+func TestBadOwnCertificateIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		good := selfSigned(t, time.Now(), day, "a.example.com")
+		mustAdd(t, m, good)
+		otherKey := selfSigned(t, time.Now(), day, "a.example.com")
+		otherKey.PrivateKey = good.PrivateKey
+		for name, bad := range map[string]tls.Certificate{
+			"empty":     {},
+			"garbage":   {Certificate: [][]byte{{1, 2, 3}}, PrivateKey: good.PrivateKey},
+			"no key":    {Certificate: good.Certificate},
+			"other key": otherKey,
+			"expired":   selfSigned(t, time.Now().Add(-2*day), day, "a.example.com"),
+			"no names":  selfSigned(t, time.Now(), day),
+		} {
+			if err := m.AddCertificate(bad); err == nil || !strings.HasPrefix(err.Error(), "letsencrypt: ") {
+				t.Errorf("AddCertificate(%s) = %v, want an error of letsencrypt's", name, err)
+			}
+		}
+		wantOwn(t, m, good, "a.example.com")
+	})
+}
+
+// Clients that name no host.
+
+func TestNoServerName(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		hosts       []string
+		defaultHost string
+		reached     string // address
+		want        string // host; "" for refused
+	}{
+		{"address reached is listed", []string{"192.0.2.1", "192.0.2.2", "a.example.com"}, "a.example.com", "192.0.2.2", "192.0.2.2"},
+		{"mapped into IPv6", []string{"192.0.2.1", "192.0.2.2"}, "", "::ffff:192.0.2.2", "192.0.2.2"},
+		{"IPv6", []string{"2001:db8::1", "192.0.2.2"}, "", "2001:db8::1", "2001:db8::1"},
+		{"only listed address", []string{"192.0.2.1", "a.example.com"}, "a.example.com", "10.0.0.1", "192.0.2.1"},
+		{"DefaultHost", []string{"a.example.com", "b.example.com"}, "B.example.com", "10.0.0.1", "b.example.com"},
+		{"only listed host", []string{"a.example.com"}, "", "10.0.0.1", "a.example.com"},
+		{"several hosts", []string{"a.example.com", "b.example.com"}, "", "10.0.0.1", ""},
+		{"no list", nil, "", "10.0.0.1", ""},
+		{"no connection", []string{"a.example.com"}, "", "", "a.example.com"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				m := newManager(t, catest.New(t))
+				m.DefaultHost = tt.defaultHost
+				m.SetHosts(tt.hosts)
+				hello := new(tls.ClientHelloInfo)
+				if tt.reached != "" {
+					hello.Conn = client{local: tcpAddr(tt.reached, 443), remote: tcpAddr("192.0.2.99", 4711)}
+				}
+				cert, err := m.GetCertificate(hello)
+				if tt.want == "" {
+					if !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+						t.Errorf("error %v, want %v", err, letsencrypt.ErrHostNotAllowed)
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				leaf, err := x509.ParseCertificate(cert.Certificate[0])
+				if err != nil || leaf.VerifyHostname(tt.want) != nil {
+					t.Errorf("served a certificate for %v %v, want %s", leaf.DNSNames, leaf.IPAddresses, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// Being seen.
+
+func TestStatus(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Profiles = map[string]time.Duration{"shortlived": 6 * day}
+		m := newManager(t, ca)
+		m.CAs[0].Profile = "shortlived"
+		m.SetHosts([]string{"b.example.com", "a.example.com", "none.example.com"})
+		leaf := mustGet(t, m, "a.example.com")
+		mustGet(t, m, "b.example.com")
+		var names []string
+		for _, s := range m.Status() {
+			names = append(names, s.Host)
+		}
+		if got, want := fmt.Sprint(names), "[a.example.com b.example.com none.example.com]"; got != want {
+			t.Errorf("Status() is of %s, want %s", got, want)
+		}
+		s := m.Status("A.example.com.")[0]
+		want := letsencrypt.HostStatus{
+			Host: "a.example.com", CA: ca.Directory(), Profile: "shortlived", Serial: leaf.SerialNumber.Text(16),
+			NotAfter: leaf.NotAfter, Renewal: s.Renewal, Challenge: s.Challenge,
+		}
+		if s != want || s.Challenge == "" {
+			t.Errorf("Status(a) = %+v, want %+v", s, want)
+		}
+		if at := s.Renewal.Sub(leaf.NotBefore); at < 67*time.Hour || at > 72*time.Hour {
+			t.Errorf("Renewal is %v after NotBefore, want half of six days or a bit less", at)
+		}
+		if got, want := m.Status("none.example.com")[0], (letsencrypt.HostStatus{Host: "none.example.com"}); got != want {
+			t.Errorf("Status(none) = %+v, want %+v", got, want)
+		}
+		if got := m.Status("no host")[0]; got.Err == nil {
+			t.Errorf("Status(no host) = %+v, want an error", got)
+		}
+	})
+}
+
+func TestUnknownProfileNamesThoseThereAre(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Profiles = map[string]time.Duration{"classic": 90 * day, "shortlived": 6 * day}
+		m := newManager(t, ca)
+		m.CAs[0].Profile = "short"
+		_, err := get(m, "a.example.com")
+		wantHostError(t, err, "a.example.com")
+		for _, word := range []string{`"short"`, "classic", "shortlived"} {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("error %v, want %s in it", err, word)
+			}
+		}
+	})
+}
+
+func TestEventsComeInOrderAndEachIsALogLine(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		m.SetHosts([]string{"a.example.com"})
+		mustGet(t, m, "a.example.com")
+		pass(2 * day)
+		ca.Fault(catest.Down)
+		pass(4*day + time.Minute)
+		ca.Fault(nil)
+		pass(2 * time.Hour)
+		mustGet(t, m, "a.example.com")
+		var kinds []letsencrypt.EventKind
+		d.mu.Lock()
+		for i, e := range d.events {
+			if i > 0 && e.Time.Before(d.events[i-1].Time) {
+				t.Errorf("event %d is older than the one before", i)
+			}
+			if n := len(kinds); n < 2 || kinds[n-1] != e.Kind && kinds[n-2] != e.Kind {
+				kinds = append(kinds, e.Kind)
+			}
+		}
+		d.mu.Unlock()
+		if got, want := fmt.Sprint(kinds), "[account obtained paused failed expired resumed renewed]"; got != want {
+			t.Errorf("events %s, want %s", got, want)
+		}
+		for kind, words := range map[letsencrypt.EventKind][]string{
+			letsencrypt.EventAccount:  {"made an account", "ca=" + ca.Directory()},
+			letsencrypt.EventObtained: {"obtained", "host=a.example.com", "ca=" + ca.Directory(), "expires=2000-01-07", "next="},
+			letsencrypt.EventRenewed:  {"renewed", "host=a.example.com", "ca=" + ca.Directory(), "expires=", "next="},
+			letsencrypt.EventPaused:   {"not asked for now", "ca=" + ca.Directory(), "connection refused", "next="},
+			letsencrypt.EventResumed:  {"works again", "ca=" + ca.Directory()},
+			letsencrypt.EventFailed:   {"no new certificate", "host=a.example.com", "ca=" + ca.Directory(), "connection refused", "next="},
+			letsencrypt.EventExpired:  {"has expired", "host=a.example.com", "expires=2000-01-07", "connection refused"},
+		} {
+			if lines, events := len(d.lines(words...)), len(d.of(kind)); lines != events {
+				t.Errorf("%d lines of the log and %d events of kind %q, want as many", lines, events, kind)
+			}
+		}
+	})
+}
+
+func TestSlowOnEventHoldsNothingUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		m.OnEvent = func(letsencrypt.Event) { time.Sleep(time.Hour) }
+		begin := time.Now()
+		mustGet(t, m, "a.example.com")
+		mustGet(t, m, "b.example.com")
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("two certificates took %v behind a slow OnEvent", took)
+		}
+	})
+}
+
+func TestCertIsTheCallersOwn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		c, err := m.Cert("a.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Leaf == nil || c.Leaf.VerifyHostname("a.example.com") != nil {
+			t.Error("Cert's Leaf is not set, or another host's")
+		}
+		c.Certificate = append(c.Certificate[:0], nil)
+		mustGet(t, m, "a.example.com")
+	})
+}
+
+// What a handshake costs.
+
+// TestHandshakesAllocateNothing is about the hosts that there is a certificate
+// for; it runs alone.
+func TestHandshakesAllocateNothing(t *testing.T) {
+	m := managerOf(t, 100)
+	hello := &tls.ClientHelloInfo{ServerName: "h7.example.com"}
+	refused := &tls.ClientHelloInfo{ServerName: "unlisted.example.com"}
+	for range 2 {
+		if _, err := m.GetCertificate(hello); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := testing.AllocsPerRun(1000, func() { m.GetCertificate(hello) }); n != 0 {
+		t.Errorf("a handshake for a known host allocates %v times, want 0", n)
+	}
+	if n := testing.AllocsPerRun(1000, func() { m.GetCertificate(refused) }); n > 10 {
+		t.Errorf("a refusal allocates %v times, want 10 at most", n)
+	}
+}
+
+func TestRefusalsTakeNoMemory(t *testing.T) {
+	const names = 50_000
+	m := managerOf(t, 1)
+	m.SetHosts(nil)
+	m.Allow = func(context.Context, string) error { return letsencrypt.ErrHostNotAllowed }
+	measure := func() uint64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before := measure()
+	for i := range names {
+		if _, err := get(m, fmt.Sprintf("x%d.example.net", i)); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Fatal(err)
+		}
+	}
+	if grown := int64(measure() - before); grown > 20<<20 {
+		t.Errorf("%d refusals hold %d bytes, want 20 MB at most", names, grown)
+	}
+	if n := len(m.Status()); n > 1 {
+		t.Errorf("Status knows of %d hosts, want none of those refused", n)
+	}
+}
+
+// managerOf returns a Manager with certificates for n hosts, h0.example.com
+// and so on, and the list of them. No CA is asked, for lack of any.
+func managerOf(t testing.TB, n int) *letsencrypt.Manager {
+	t.Helper()
+	m := &letsencrypt.Manager{Logger: slog.New(slog.DiscardHandler)}
+	m.CAs = []letsencrypt.CA{{Directory: "https://127.0.0.1:1/dir", Client: &http.Client{Transport: noNetwork{}}}}
+	if err := m.Unmarshal(blobOf(t, n)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Shutdown(context.Background()) })
+	return m
+}
+
+type noNetwork struct{}
+
+func (noNetwork) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("no network")
+}
+
+// blobOf returns the state of a Manager with n hosts: that of one host, with
+// its certificate over and over.
+func blobOf(t testing.TB, n int) string {
+	t.Helper()
+	own := selfSigned(t, time.Now().Add(-time.Hour), 90*day, "h0.example.com")
+	der, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := json.Marshal(map[string]any{"Email": "", "Certs": map[string]any{"h0.example.com": map[string]any{
+		"Cert": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]})),
+		"Key":  string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m letsencrypt.Manager
+	if err := m.Unmarshal(string(old)); err != nil {
+		t.Fatal(err)
+	}
+	records, _, err := journal.Split(m.Marshal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log journal.Log
+	var hosts []string
+	for i := range n {
+		hosts = append(hosts, fmt.Sprintf("h%d.example.com", i))
+	}
+	for _, r := range records {
+		if r.Kind() != "cert" {
+			log.Put(r)
+			continue
+		}
+		from, _ := r.Field(0)
+		to, _ := r.Field(1)
+		for _, host := range hosts {
+			log.Put(journal.Format("cert", host, []int64{from, to}, []byte(r.JSON())))
+		}
+	}
+	list, err := json.Marshal(hosts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Put(journal.Format("hosts", "-", nil, list))
+	return log.Text()
+}
+
+func BenchmarkGetCertificate(b *testing.B) {
+	for _, n := range []int{1, 1000, 100_000} {
+		b.Run(fmt.Sprintf("hosts=%d", n), func(b *testing.B) {
+			m := managerOf(b, n)
+			hello := &tls.ClientHelloInfo{ServerName: fmt.Sprintf("h%d.example.com", n/2)}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := m.GetCertificate(hello); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkGetCertificateParallel(b *testing.B) {
+	m := managerOf(b, 1000)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		hello := &tls.ClientHelloInfo{ServerName: "h500.example.com"}
+		for pb.Next() {
+			if _, err := m.GetCertificate(hello); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+func BenchmarkRefusal(b *testing.B) {
+	for _, bm := range []struct {
+		name  string
+		hello tls.ClientHelloInfo
+	}{
+		{"unlisted", tls.ClientHelloInfo{ServerName: "unlisted.example.com"}},
+		{"noValidation", tls.ClientHelloInfo{ServerName: "h0.example.com", SupportedProtos: []string{"acme-tls/1"}}},
+		{"nonsense", tls.ClientHelloInfo{ServerName: "a..b"}},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			m := managerOf(b, 1000)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := m.GetCertificate(&bm.hello); err == nil {
+					b.Fatal("not refused")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkMarshal(b *testing.B) {
+	m := managerOf(b, 10_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		b.SetBytes(int64(len(m.Marshal())))
+	}
+}
+
+func BenchmarkUnmarshal(b *testing.B) {
+	blob := blobOf(b, 10_000)
+	b.SetBytes(int64(len(blob)))
+	b.ReportAllocs()
+	for b.Loop() {
+		m := new(letsencrypt.Manager)
+		if err := m.Unmarshal(blob); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
