@@ -1868,6 +1868,98 @@ func flawed(t *testing.T, flaw catest.Flaw, says string) {
 	mustGet(t, m, host)
 }
 
+func TestBrokenCAIsReported(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		endpoint string
+		response catest.Response
+		says     string
+	}{
+		{"down", "directory", catest.Refuse, "connection refused"},
+		{"a page in place of the directory", "directory", catest.HTML(200, ""), "directory"},
+		{"a page in place of an order", "newOrder", catest.HTML(200, ""), "order"},
+		{"500 to an order", "newOrder", catest.Problem(500, "serverInternal", "database gone", ""), "database gone"},
+		{"400 to finalize", "finalize", catest.Problem(400, "badCSR", "such a CSR", ""), "such a CSR"},
+		{"no answer to an order", "newOrder", catest.Hang, "making the order"},
+		{"half an answer to an order", "newOrder", catest.Truncate, "reset"},
+		{"an answer without end", "newOrder", catest.Endless, "longer than"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) { broken(t, tt.endpoint, tt.response, tt.says) })
+		})
+	}
+}
+
+func broken(t *testing.T, endpoint string, response catest.Response, says string) {
+	const host = "a.example.com"
+	ca := catest.New(t)
+	ca.Fault(catest.On(endpoint, 0, response))
+	m := newManager(t, ca)
+	d := keepDiary(t, m)
+	m.SetHosts([]string{host})
+	err := m.Manage(t.Context(), host)
+	he := wantHostError(t, err, host)
+	if he.CA != ca.Directory() || !he.Retry.After(time.Now()) || !strings.Contains(err.Error(), says) {
+		t.Errorf("Manage = %#v, want %q of %s and when it is tried again", he, says, ca.Directory())
+	}
+	if s := m.Status(host)[0]; s.Err == nil || !strings.Contains(s.Err.Error(), says) || !s.Retry.Equal(he.Retry) {
+		t.Errorf("Status = %+v, want the error and %v", s, he.Retry)
+	}
+	failed := d.of(letsencrypt.EventFailed)
+	if len(failed) != 1 || failed[0].Host != host || failed[0].CA != ca.Directory() || !failed[0].Next.Equal(he.Retry) {
+		t.Errorf("events %+v, want one with the host, the CA and the next try", failed)
+	}
+	if len(d.lines("host="+host, "ca="+ca.Directory(), "err=", says, "next=")) != 1 {
+		t.Errorf("the log has not one line with the host, the CA, %q and the next try", says)
+	}
+	ca.Fault(nil)
+	pass(5 * time.Minute)
+	mustGet(t, m, host)
+}
+
+func TestPassingFaultCostsNoHandshake(t *testing.T) {
+	endpoints := []string{"newOrder", "authz", "challenge", "order", "finalize", "certificate"}
+	for name, response := range map[string]catest.Response{
+		"request lost": catest.Drop,
+		"reply lost":   catest.LoseReply,
+		"reply torn":   catest.Truncate,
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				for _, endpoint := range endpoints {
+					ca := catest.New(t)
+					ca.FinalizeTakes = time.Second
+					m := newManager(t, ca)
+					mustGet(t, m, "warm.example.com")
+					ca.Fault(catest.On(endpoint, 1, response))
+					if _, err := get(m, "a.example.com"); err != nil {
+						t.Errorf("with a fault at %s: %v", endpoint, err)
+					}
+					if n := len(ca.Issued("a.example.com")); n != 1 {
+						t.Errorf("with a fault at %s: %d certificates issued, want 1", endpoint, n)
+					}
+					shutdown(t, m)
+				}
+			})
+		})
+	}
+}
+
+func TestOnlyAcmeTLS1AloneIsAValidation(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		mustGet(t, m, "a.example.com")
+		hello := &tls.ClientHelloInfo{ServerName: "a.example.com", SupportedProtos: []string{"h2", "acme-tls/1"}}
+		if _, err := m.GetCertificate(hello); err != nil {
+			t.Errorf("a client that offers acme-tls/1 among others: %v, want the certificate", err)
+		}
+		hello.SupportedProtos = []string{"acme-tls/1"}
+		if cert, err := m.GetCertificate(hello); err == nil {
+			t.Errorf("a validation that nobody awaits is answered with %v", cert)
+		}
+	})
+}
+
 func TestForgottenAccountIsMadeAnewOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		ca := catest.New(t)
