@@ -255,6 +255,20 @@ func TestGate(t *testing.T) {
 	})
 }
 
+// A limit on accounts is not one host's.
+func TestGateHeedsAccountLimit(t *testing.T) {
+	inAccount(t, func(t *testing.T, ca *catest.CA, a *Account, l *ledger) {
+		ca.Fault(catest.On("newAccount", 1, catest.Problem(429, "rateLimited", "too many accounts", "3600")))
+		_, err := a.Client(t.Context())
+		if f, ok := errors.AsType[*Failure](err); !ok || f.Class != Fault || f.Retry != time.Hour {
+			t.Errorf("Client = %v, want a fault with an hour to wait", err)
+		}
+		if _, err := a.Reader().Directory(t.Context()); err == nil {
+			t.Error("the CA was asked before it said to")
+		}
+	})
+}
+
 func TestGateHeeds(t *testing.T) {
 	tests := []struct {
 		endpoint string

@@ -96,6 +96,25 @@ func TestProfile(t *testing.T) {
 	})
 }
 
+// A CA need not repeat the profile in the order.
+func TestProfileNotRepeated(t *testing.T) {
+	profiles := func(c *catest.Config) { c.Profiles = map[string]time.Duration{"short": 6 * 24 * time.Hour} }
+	inWorld(t, profiles, func(t *testing.T, w *world) {
+		w.ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			switch endpoint {
+			case "newOrder", "order", "finalize":
+				return set("profile", "")
+			}
+			return nil
+		})
+		j := w.job("a.example.com")
+		j.Profile = "short"
+		if cert := w.obtain(j); cert.Profile != "short" {
+			t.Errorf("profile %q, want short", cert.Profile)
+		}
+	})
+}
+
 // A profile that the CA does not list is not asked for, and the error tells
 // which there are. The directory is read again first: it may be new.
 func TestUnknownProfile(t *testing.T) {

@@ -11,14 +11,15 @@ import (
 )
 
 // looks runs a job and returns when the order was looked at, from the
-// acceptance of the challenge on.
+// acceptance of the challenge on, or from the beginning if there is none.
 func (w *world) looks(j Job) []time.Duration {
 	w.t.Helper()
 	w.requests()
 	w.obtain(j)
-	var start time.Time
+	requests := w.requests()
+	start := requests[0].Time
 	var at []time.Duration
-	for _, r := range w.requests() {
+	for _, r := range requests {
 		switch r.Endpoint {
 		case "challenge":
 			start = r.Time

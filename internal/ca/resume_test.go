@@ -144,6 +144,21 @@ func TestResumeAfterMoment(t *testing.T) {
 	})
 }
 
+// An order that was finalized is about to be issued, whoever finalized it.
+func TestResumeProcessingPace(t *testing.T) {
+	slow := func(c *catest.Config) { c.FinalizeTakes, c.AuthzReuse = 8*time.Second, time.Hour }
+	inWorld(t, slow, func(t *testing.T, w *world) {
+		w.obtain(w.job("a.example.com"))
+		j := w.interrupted("order")
+		at := w.looks(j)
+		for _, gap := range gaps(at) {
+			if gap != pollSeen {
+				t.Errorf("looked %v: %v apart, want %v", at, gap, pollSeen)
+			}
+		}
+	})
+}
+
 // A certificate that was issued long ago and is expired is of no use.
 func TestResumeExpired(t *testing.T) {
 	inWorld(t, func(c *catest.Config) { c.Lifetime = time.Hour }, func(t *testing.T, w *world) {

@@ -38,6 +38,11 @@ type exchange struct {
 type exchangeKey struct{}
 
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	ex, ok := req.Context().Value(exchangeKey{}).(*exchange)
+	if !ok || req.Method != ex.method {
+		ex = new(exchange) // nobody's
+	}
+	*ex = exchange{method: ex.method}
 	if !secure(req.URL) {
 		return nil, fmt.Errorf("%s is not HTTPS: a CA is asked over HTTPS only", req.URL)
 	}
@@ -47,11 +52,6 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := t.c.gate.closed(); err != nil {
 		return nil, err
 	}
-	ex, ok := req.Context().Value(exchangeKey{}).(*exchange)
-	if !ok || req.Method != ex.method {
-		ex = new(exchange) // nobody's
-	}
-	*ex = exchange{method: ex.method}
 	res, err := t.base.RoundTrip(req)
 	if err != nil {
 		return nil, err

@@ -354,6 +354,19 @@ func TestExchangeOfFailedRequest(t *testing.T) {
 	}
 }
 
+// Neither is what was answered to the request for its nonce.
+func TestExchangeOfNonce(t *testing.T) {
+	c := clientOf(t, func(r *http.Request) (*http.Response, error) {
+		if r.URL.Path == "/dir" {
+			return reply(200, directory), nil
+		}
+		return reply(200, "{}"), nil // without a nonce
+	})
+	if ex, err := c.post(t.Context(), "https://ca.test/order/1", nil); err == nil {
+		t.Errorf("post without a nonce = %v, nil, want an error", ex)
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now().UTC()
