@@ -304,7 +304,7 @@ type Event struct {
 // to obtain one for. But for the atomic fields it is guarded by m.mu.
 type host struct {
 	name  string                          // canonical
-	place queue.Item[*host]               // in one of the queues
+	place queue.Item[*host]               // in m.due
 	leaf  atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
 	asked atomic.Bool                     // a client did, since the last issuance
 
@@ -325,8 +325,8 @@ func (h *host) held() bool { return h.notAfter != 0 }
 func (h *host) expiry() time.Time { return time.Unix(h.notAfter, 0) }
 
 func (h *host) retry() time.Time {
-	if h.trouble == nil {
-		return time.Time{}
+	if h.trouble == nil || h.trouble.Error == "" {
+		return time.Time{} // it failed, if at all, in part
 	}
 	return h.trouble.Retry
 }
@@ -351,13 +351,21 @@ func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
 // token. It is landed once: cert and err are set and then done closed.
 type flight struct {
 	host  *host
-	queue *queue.Queue[*host] // where it waits for its token; nil once it has it
+	queue *queue.Queue[*flight] // where it waits for its token; nil once it has it
+	place queue.Item[*flight]   // there
 	done  chan struct{}
 	cert  *tls.Certificate
 	err   error
 
 	waiters    int // clients; guarded by m.mu
 	background bool
+}
+
+// newFlight returns the host's flight.
+func newFlight(h *host) *flight {
+	f := &flight{host: h, done: make(chan struct{})}
+	f.place.Value, h.flight = f, f
+	return f
 }
 
 // wait returns what the flight came to.
@@ -388,13 +396,16 @@ func (m *Manager) begin() {
 	}
 	m.fillBucketsLocked()
 	for name := range m.orders { // unfinished ones are finished
-		m.hostLocked(name).asked.Store(true)
+		if h := m.hostLocked(name); m.begunLocked(h) {
+			h.asked.Store(true)
+		}
 	}
 	for _, h := range m.hosts.All() {
 		h.poll = time.Now().Add(rand.N(spreadPolls)).UnixNano()
 		m.requeueLocked(h)
 	}
 	m.goLocked(m.loop)
+	m.goLocked(m.events.Drain) // what came up before
 }
 
 // spreadPolls is the time over which a Manager that starts with many

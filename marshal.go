@@ -63,7 +63,8 @@ type orderRecord struct {
 	CA      string `json:"ca"`
 	Account string `json:"account"`
 	URL     string `json:"url"`
-	Key     []byte `json:"key"` // the certificate's, PKCS #8
+	Key     []byte `json:"key"`  // the certificate's, PKCS #8
+	Made    int64  `json:"made"` // Unix seconds
 }
 
 // A momentRecord is when to renew, chosen in a window that the CA suggested
@@ -561,7 +562,8 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 	j := &job{Job: ca.Job{Host: h.name, Profile: a.Profile, Chain: a.Chain}}
 	rec, old, none := m.readCert(h.name)
 	m.mu.Lock()
-	begun, ok := m.orders[h.name]
+	begun := m.orders[h.name]
+	ok := m.begunLocked(h)
 	m.mu.Unlock()
 	var err error
 	// One whose key the certificate has was seen through, and then we crashed.
@@ -581,10 +583,18 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 		}
 	}
 	j.Keep = func(url string) error {
-		m.set(record(kindOrder, h.name, orderRecord{CA: a.Directory, Account: client.KID(), URL: url, Key: j.key}))
+		m.set(record(kindOrder, h.name, orderRecord{CA: a.Directory, Account: client.KID(), URL: url, Key: j.key, Made: time.Now().Unix()}))
 		return m.sync()
 	}
 	return j, nil
+}
+
+// begunLocked reports whether there is an order for the host to finish. One
+// from before its certificate was made is not: in a file that several processes
+// write and rewrite, what one of them deleted may come back.
+func (m *Manager) begunLocked(h *host) bool {
+	o, ok := m.orders[h.name]
+	return ok && o.Made >= h.notBefore
 }
 
 // newKey returns a key for a certificate, and how it will be kept.

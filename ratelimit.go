@@ -54,14 +54,14 @@ const (
 // A schedule is what is due when, and what waits for what. It is guarded by
 // Manager.mu.
 type schedule struct {
-	due        queue.Queue[*host] // all that something is due for, by when
-	renewals   queue.Queue[*host] // past their moment, waiting for a token; by expiry
-	lacking    queue.Queue[*host] // without a certificate, waiting for a token; in turn
-	turn       time.Time          // the last in lacking
-	awaited    map[*flight]int    // flights that Manage or Renew wait for, and how many do
-	background int                // flights under way that started from a queue
-	waiters    int                // handshakes and Cert calls that wait for a flight
-	polls      int                // questions for renewal information under way
+	due        queue.Queue[*host]   // all that something is due for, by when
+	renewals   queue.Queue[*flight] // of certificates past their moment, waiting for a token; by expiry
+	lacking    queue.Queue[*flight] // for hosts without a certificate, waiting for a token; in turn
+	turn       time.Time            // the last in lacking
+	awaited    map[*flight]int      // flights that Manage or Renew wait for, and how many do
+	background int                  // flights under way that started from a queue
+	waiters    int                  // handshakes and Cert calls that wait for a flight
+	polls      int                  // questions for renewal information under way
 
 	buckets  bucket.Set
 	leveled  time.Time // when their levels were last recorded
@@ -243,7 +243,7 @@ func (m *Manager) wantedLocked(h *host) bool {
 	if !h.listed && !h.managed && !asked || m.judgeLocked(h.name, h) == refused {
 		return false
 	}
-	if _, begun := m.orders[h.name]; h.held() || h.managed || begun {
+	if h.held() || h.managed || m.begunLocked(h) {
 		return true
 	}
 	return h.listed && (m.eager || asked)
@@ -426,6 +426,9 @@ func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (
 // the flight that will make it. Else it returns when the first will, and why
 // none does. A nil h asks for hosts in general.
 func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time, err error) {
+	if m.clockWrongLocked(now) {
+		return now.Add(lookEvery), clockError(now, m.newest)
+	}
 	var errs []error
 	for _, a := range m.authorities {
 		at, err := m.admitLocked(a, h, f, now)
@@ -494,7 +497,7 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 	}
 	p, was := m.pauses[a.Directory]
 	switch {
-	case f == nil, f.Class == ca.Validation, f.Class == ca.Policy:
+	case f == nil, f.Class == ca.Validation, f.Class == ca.Policy, f.Class == ca.Paused:
 		a.limited = nil
 		if was {
 			m.setLocked(journal.Delete(kindPause, a.Directory))
@@ -538,6 +541,14 @@ func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.T
 	}
 	t.Limits[a.Directory] = until
 	h.trouble = t // it is kept with the failure of the whole attempt, or the certificate
+	if p, ok := m.pauses[a.Directory]; ok {
+		// It was to see whether the CA has enough of us still. That it has
+		// enough of this host need not mean so: another is to see, and soon.
+		p.Failures++
+		p.Until = now.Add(backoff(p.Failures, pauseFirst, pauseMost))
+		m.pauseLocked(a, p, f)
+		return
+	}
 	owner := hostname.Registered(h.name)
 	for _, l := range a.limited {
 		if l.owner == owner {
@@ -630,9 +641,6 @@ func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
 	if h != nil && h.flight != nil && h.flight.queue == nil {
 		return m.countedLocked(h.flight), nil
 	}
-	if m.clockWrongLocked(now) {
-		return fail(clockError(now, m.newest), time.Time{})
-	}
 	if h != nil && now.Before(h.retry()) {
 		return nil, h.lastError()
 	}
@@ -653,9 +661,8 @@ func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
 		m.startLocked(f)
 		return m.countedLocked(f), nil
 	}
-	f := &flight{host: h, done: make(chan struct{})}
-	m.due.Remove(&h.place)
-	h.flight = f
+	f := newFlight(h)
+	m.requeueLocked(h)
 	m.goLocked(func() { m.fly(f, v == asking, conn) })
 	return m.countedLocked(f), nil
 }
@@ -747,9 +754,7 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 	for item := m.due.Pop(now); item != nil; item = m.due.Pop(now) {
 		m.dueLocked(item.Value, now)
 	}
-	if !m.clockWrongLocked(now) {
-		next = earliest(next, m.launchLocked(now))
-	}
+	next = earliest(next, m.launchLocked(now))
 	if item, at := m.due.Next(); item != nil {
 		next = earliest(next, at)
 	}
@@ -817,8 +822,7 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 	}
 	wanted := m.wantedLocked(h)
 	switch {
-	case h.flight != nil:
-		return // it is queued again when that ends
+	case h.flight != nil: // what is due then is seen to when it lands
 	case !wanted && !alive && !h.listed && !h.managed && now.Sub(h.expiry()) > troubleAge && (h.trouble == nil || now.Sub(h.trouble.Retry) > troubleAge):
 		m.dropLocked(h)
 		return
@@ -833,11 +837,12 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 
 // nextLocked returns when something is next due for a host, zero if nothing is.
 func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
-	if h.flight != nil {
-		return time.Time{}
-	}
 	wanted, expiry := m.wantedLocked(h), h.expiry()
 	switch alive := now.Before(expiry); {
+	case h.flight != nil && alive:
+		return expiry // the rest is for when it lands
+	case h.flight != nil:
+		return time.Time{}
 	case wanted && alive:
 		next := earliest(expiry, later(time.Unix(0, h.renewal), h.retry()))
 		if !h.polling {
@@ -856,8 +861,8 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 
 // requeueLocked puts a host in the queue for what is next due for it.
 func (m *Manager) requeueLocked(h *host) {
-	if h.flight != nil {
-		return // in m.renewals, m.lacking or none; it is queued again at the flight's end
+	if !m.started {
+		return // begin does it, for all
 	}
 	now := time.Now().Round(0)
 	next := m.nextLocked(h, now)
@@ -869,28 +874,30 @@ func (m *Manager) requeueLocked(h *host) {
 	m.pokeLocked()
 }
 
-// readyLocked has a host wait for its token: renewals by when the old
-// certificate dies, and behind all of them those that have none, in turn.
-func (m *Manager) readyLocked(h *host, now time.Time) *flight {
-	f := &flight{host: h, done: make(chan struct{})}
-	m.due.Remove(&h.place)
-	h.flight = f
+// readyLocked makes the flight for a host that is due. It waits for its token:
+// renewals by when the old certificate dies, and behind all of them, in turn,
+// those for hosts that have none.
+func (m *Manager) readyLocked(h *host, now time.Time) {
+	f := newFlight(h)
 	if m.judgeLocked(h.name, h) == asking {
 		m.goLocked(func() { m.askFirst(f) })
-		return f
+	} else {
+		m.waitForTokenLocked(f, now)
 	}
-	m.waitForTokenLocked(f, now)
-	return f
 }
 
 func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
+	if m.closed {
+		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: http.ErrServerClosed})
+		return
+	}
 	if expiry := f.host.expiry(); now.Before(expiry) {
 		f.queue = &m.renewals
-		f.queue.Set(&f.host.place, expiry)
+		f.queue.Set(&f.place, expiry)
 	} else {
 		m.turn = later(now, m.turn.Add(time.Microsecond)) // as fine as queues are
 		f.queue = &m.lacking
-		f.queue.Set(&f.host.place, m.turn)
+		f.queue.Set(&f.place, m.turn)
 	}
 	m.pokeLocked()
 }
@@ -901,14 +908,18 @@ func (m *Manager) askFirst(f *flight) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now().Round(0)
-	renewal := now.Before(f.host.expiry())
+	h := f.host
 	switch {
-	case err == nil, renewal && undecided(err):
+	case err == nil, undecided(err) && now.Before(h.expiry()):
 		m.waitForTokenLocked(f, now)
-	default:
-		f.host.asked.Store(false) // what Allow refuses is not wanted, until a client asks again
-		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err})
+		return
+	case undecided(err):
+		m.failedLocked(h, &failure{HostError: HostError{Host: h.name, Err: err}}, now)
+	default: // what Allow refuses is not wanted, until somebody asks again
+		h.asked.Store(false)
+		h.managed = false
 	}
+	m.landLocked(f, nil, &HostError{Host: h.name, Err: err, Retry: h.retry()})
 }
 
 // launchLocked starts the flights that wait for a token, as long as there are
@@ -926,12 +937,12 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 	if m.renewals.Len() == 0 {
 		m.shortage, m.need = nil, 0
 	}
-	for _, q := range []*queue.Queue[*host]{&m.renewals, &m.lacking} {
+	for _, q := range []*queue.Queue[*flight]{&m.renewals, &m.lacking} {
 		for item, _ := q.Next(); item != nil; item, _ = q.Next() {
 			if m.background >= maxFlights {
 				return time.Time{} // a landing pokes
 			}
-			f := item.Value.flight
+			f := item.Value
 			if until, err := m.openLocked(f.host, nil, now); err != nil {
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
 				continue
@@ -976,7 +987,7 @@ func (m *Manager) warnLocked(now time.Time) {
 
 // startLocked starts a flight that has its token and waited for it in a queue.
 func (m *Manager) startLocked(f *flight) {
-	f.queue.Remove(&f.host.place)
+	f.queue.Remove(&f.place)
 	f.queue, f.background = nil, true
 	m.background++
 	m.goLocked(func() { m.fly(f, false, nil) })
@@ -1011,7 +1022,7 @@ func (m *Manager) fly(f *flight, ask bool, conn net.Conn) {
 func (m *Manager) landLocked(f *flight, cert *tls.Certificate, err *HostError) {
 	h := f.host
 	if f.queue != nil {
-		f.queue.Remove(&h.place)
+		f.queue.Remove(&f.place)
 		f.queue = nil
 	}
 	if f.background {
@@ -1035,8 +1046,7 @@ func (m *Manager) landLocked(f *flight, cert *tls.Certificate, err *HostError) {
 
 // tidyLocked forgets a host that there is nothing to know of any more.
 func (m *Manager) tidyLocked(h *host) {
-	_, begun := m.orders[h.name]
-	if h.held() || h.listed || h.managed || h.trouble != nil || h.flight != nil || begun {
+	if h.held() || h.listed || h.managed || h.trouble != nil || h.flight != nil || m.begunLocked(h) {
 		return
 	}
 	m.due.Remove(&h.place)
@@ -1061,12 +1071,17 @@ func (m *Manager) pollLocked(h *host) {
 		h.poll = time.Now().Add(time.Second).UnixNano()
 		return
 	}
+	notAfter := h.notAfter
 	h.polling = m.goLocked(func() {
 		info, id, err := m.renewalInfo(h.name)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.polls--
 		h.polling = false
+		if h.notAfter != notAfter { // the answer is about a certificate of the past
+			m.requeueLocked(h)
+			return
+		}
 		now := time.Now().Round(0)
 		h.poll = now.Add(info.Again).UnixNano()
 		if err == nil {

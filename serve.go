@@ -403,9 +403,9 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 	if m.started {
 		m.cancel()
 	}
-	for _, q := range []*queue.Queue[*host]{&m.renewals, &m.lacking} {
+	for _, q := range []*queue.Queue[*flight]{&m.renewals, &m.lacking} {
 		for item, _ := q.Next(); item != nil; item, _ = q.Next() {
-			m.landLocked(item.Value.flight, nil, &HostError{Host: item.Value.name, Err: http.ErrServerClosed})
+			m.landLocked(item.Value, nil, &HostError{Host: item.Value.host.name, Err: http.ErrServerClosed})
 		}
 	}
 	m.mu.Unlock()
