@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,9 +96,19 @@ func listening(t *testing.T, addrs ...string) {
 }
 
 // background runs a server of m's until the test ends.
+//
+// A port that was given up a moment ago may be taken still: a process that is
+// being forked, by another test, has all our sockets until it is executed.
 func background(t *testing.T, m *letsencrypt.Manager, serve func() error) {
 	ended := make(chan error, 1)
-	go func() { ended <- serve() }()
+	go func() {
+		var err error
+		became(func() bool {
+			err = serve()
+			return !errors.Is(err, syscall.EADDRINUSE)
+		})
+		ended <- err
+	}()
 	t.Cleanup(func() {
 		shutdown(t, m)
 		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
