@@ -380,3 +380,33 @@ func TestAskURLThatIsSlow(t *testing.T) {
 		t.Errorf("it is given %v, want ten seconds", took)
 	}
 }
+
+// TestAskURLDecides has a Manager ask a web service, which knows one host.
+func TestAskURLDecides(t *testing.T) {
+	ca := catest.New(t)
+	var asked atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.FormValue("domain") != "a.example.com" {
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
+	defer s.Close()
+	m := customer(ca)
+	m.Allow = letsencrypt.AskURL(s.URL)
+	defer shutdown(t, m)
+	for range 3 {
+		serial(t, m, "a.example.com")
+		_, err := m.Cert("b.example.com")
+		var failed *letsencrypt.HostError
+		if !errors.Is(err, letsencrypt.ErrHostNotAllowed) || !errors.As(err, &failed) || failed.Host != "b.example.com" {
+			t.Errorf("Cert = %v, want ErrHostNotAllowed for b.example.com", err)
+		}
+	}
+	if n := asked.Load(); n != 2 {
+		t.Errorf("the service was asked %d times, want once a host", n)
+	}
+	if n := len(ca.Orders()); n != 1 {
+		t.Errorf("%d orders, want 1", n)
+	}
+}

@@ -632,3 +632,59 @@ func TestConnectionOutlastsItsHandshake(t *testing.T) {
 		}
 	})
 }
+
+// TestClientThatNamesNoHostReachesAnAddress connects to a listed address among
+// several hosts.
+func TestClientThatNamesNoHostReachesAnAddress(t *testing.T) {
+	m := customer(catest.New(t))
+	defer shutdown(t, m)
+	m.DefaultHost = "a.example.com"
+	m.SetHosts([]string{"a.example.com", "192.0.2.1", "127.0.0.1"})
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", m.TLSConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		conn.(*tls.Conn).Handshake() // its outcome is the client's to judge
+	})
+	conn, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.ConnectionState().PeerCertificates[0].VerifyHostname("127.0.0.1"); err != nil {
+		t.Errorf("served at 127.0.0.1: %v", err)
+	}
+}
+
+// TestServeHTTPServesValidations has a program that mounts the Manager itself
+// as its HTTP side: from its first request on it is relied upon for http-01.
+func TestServeHTTPServesValidations(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, pebble.Config{})
+	m, _ := r.manager()
+	s := &http.Server{Addr: r.httpAddr(), Handler: m}
+	serveHTTP(t, s, s.ListenAndServe)
+	if err := m.Manage(t.Context(), "a.example.com"); err == nil {
+		t.Error("a certificate is obtained though nothing says that validations can arrive")
+	}
+	get(t, &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, "http://"+r.httpAddr())
+	if err := m.Manage(t.Context(), "b.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Status("b.example.com")[0].Challenge; got != "http-01" {
+		t.Errorf("passed %s, want http-01", got)
+	}
+}
