@@ -621,12 +621,19 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 		return nil, err
 	}
 	rec := certRecord{CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Key: key}
+	records := append(certRecords(h.name, rec, c.Chain, c.Leaf), journal.Delete(kindOrder, h.name))
+	if _, ok := m.log.Get(kindChain, records[0].Name()); ok {
+		records = records[1:] // most hosts have the same one
+	}
 	m.mu.Lock()
-	m.putLocked(append(certRecords(h.name, rec, c.Chain, c.Leaf), journal.Delete(kindOrder, h.name))...)
+	m.putLocked(records...)
 	delete(m.orders, h.name)
 	m.mu.Unlock()
 	m.sync() // if it fails it says so, and is tried again; the certificate serves meanwhile
 	cert := &tls.Certificate{Certificate: c.Chain, PrivateKey: signer}
+	if above, err := m.readChain(chainHash(c.Chain[1:])); err == nil {
+		cert.Certificate = append(c.Chain[:1:1], above...)
+	}
 	kind, now := EventObtained, time.Now().Round(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()

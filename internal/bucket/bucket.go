@@ -56,11 +56,15 @@ func (s *Set) Restore(levels map[string]Level) {
 // Spent reports whether tokens were taken since Levels was last called.
 func (s *Set) Spent() bool { return s.spent }
 
-// Levels returns what the buckets hold.
+// Levels returns what the buckets hold. One that fills at [rate.Inf] is full.
 func (s *Set) Levels() map[string]Level {
 	now, levels := s.now(), make(map[string]Level)
 	for name, lim := range s.Buckets {
-		if lim != nil && lim.Limit() != rate.Inf {
+		switch {
+		case lim == nil:
+		case lim.Limit() == rate.Inf:
+			levels[name] = Level{float64(lim.Burst()), now}
+		default:
 			levels[name] = Level{lim.TokensAt(now), now}
 		}
 	}

@@ -105,6 +105,9 @@ func (a *Account) open(ctx context.Context, contact []string) (*Client, error) {
 	if cred.URL != "" {
 		return c, nil
 	}
+	if err := a.Keep(cred); err != nil { // what the CA will know is not to be lost
+		return nil, &Failure{Class: Ours, Step: "keeping the account's key", Err: err}
+	}
 	if cred.URL, err = c.Register(ctx, contact, a.EAB, known); err != nil {
 		return nil, err
 	}
@@ -114,7 +117,7 @@ func (a *Account) open(ctx context.Context, contact []string) (*Client, error) {
 	return c, nil
 }
 
-// key returns the account's key, made and kept if there is none.
+// key returns the account's key, made if there is none.
 func (a *Account) key(cred *Credentials, known bool) (crypto.Signer, error) {
 	if known {
 		key, err := x509.ParsePKCS8PrivateKey(cred.Key)
@@ -130,9 +133,6 @@ func (a *Account) key(cred *Credentials, known bool) (crypto.Signer, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err == nil {
 		cred.Key, err = x509.MarshalPKCS8PrivateKey(key)
-	}
-	if err == nil {
-		err = a.Keep(*cred)
 	}
 	if err != nil {
 		return nil, &Failure{Class: Ours, Step: "making the account's key", Err: err}
