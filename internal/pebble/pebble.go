@@ -160,7 +160,9 @@ func start(ctx context.Context, program string, config Config) (_ *Server, err e
 	}
 	if config.DNSServer == "" {
 		if s.dns, err = ListenDNS(loopback(s.ports.dns())); err != nil {
-			return nil, err
+			// A process that is being forked has copies of our listeners until
+			// it becomes another program.
+			return nil, fmt.Errorf("%w: %w", errPortTaken, err)
 		}
 	}
 	return s, s.launch(ctx)
