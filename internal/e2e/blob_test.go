@@ -37,8 +37,10 @@ func TestStateOfVersion1IsKeptWordForWord(t *testing.T) {
 		"account https://ca.test/dir",
 		"ari a.example.com",
 		"backoff b.example.com",
+		"backoff c.example.com",
+		"backoff d.example.com",
 		"cert a.example.com",
-		"chain 220fbbe0161a984686d089dd7c68f09f123bd5e2f1263467e27ba5600058c6a7",
+		"chain 9c9587614e9052fa603fe1abc1cff10d9283aa411d2b54c19c45b4c2e102761e",
 		"future x",
 		"hosts -",
 		"limit certificates",
@@ -79,6 +81,7 @@ func TestStateOfVersion1IsUnderstood(t *testing.T) {
 		ca := catest.New(t)
 		ca.Fault(catest.Down)
 		m := customer(ca)
+		m.HTTPHandler(nil)
 		defer shutdown(t, m)
 		time.Sleep(time.Until(time.Date(2000, 1, 1, 2, 0, 0, 0, time.UTC)))
 		if err := m.Unmarshal(read(t, stateV1)); err != nil {
@@ -87,25 +90,32 @@ func TestStateOfVersion1IsUnderstood(t *testing.T) {
 		if !m.Registered() {
 			t.Error("the account is lost")
 		}
-		if got := serial(t, m, "a.example.com"); got != "3595246a22b984b377a98bda775109d" {
+		if got := serial(t, m, "a.example.com"); got != "35f49746d619791a856614f3c8be20b" {
 			t.Errorf("certificate %s is served", got)
 		}
 		var hosts []string
 		for _, s := range m.Status() {
 			hosts = append(hosts, s.Host)
 		}
-		if want := []string{"*.c.example.com", "192.0.2.1", "a.example.com", "b.example.com", "xn--bcher-kva.example"}; !slices.Equal(hosts, want) {
+		if want := []string{"*.e.example.com", "192.0.2.1", "a.example.com", "b.example.com", "c.example.com", "d.example.com", "xn--bcher-kva.example"}; !slices.Equal(hosts, want) {
 			t.Errorf("hosts %q, want %q", hosts, want)
 		}
-		a, b := m.Status("a.example.com")[0], m.Status("b.example.com")[0]
-		if a.CA != ca.Directory() || a.Challenge != "tls-alpn-01" || a.Err != nil {
+		a := m.Status("a.example.com")[0]
+		if a.CA != ca.Directory() || a.Challenge != "http-01" || a.Err != nil {
 			t.Errorf("status %+v of what was all well", a)
 		}
-		if want := "2000-03-01T14:28:35.361078105Z"; a.Renewal.UTC().Format(time.RFC3339Nano) != want {
+		if want := "2000-03-01T00:04:09.135224114Z"; a.Renewal.UTC().Format(time.RFC3339Nano) != want {
 			t.Errorf("renewal at %v, want %s", a.Renewal, want)
 		}
-		if b.Err == nil || !strings.Contains(b.Err.Error(), "down for maintenance") || b.Retry.UTC().Format("15:04") != "03:00" {
-			t.Errorf("status %+v, want the CA's words and to try again at 3:00", b)
+		for host, want := range map[string]struct{ words, retry string }{
+			"b.example.com": {"down for maintenance", "03:00"},
+			"c.example.com": {"connection refused", "01:01"},
+			"d.example.com": {"too many certificates for d.example.com", "11:00"},
+		} {
+			s := m.Status(host)[0]
+			if s.Err == nil || !strings.Contains(s.Err.Error(), want.words) || s.Retry.UTC().Format("15:04") != want.retry {
+				t.Errorf("status %+v, want %q and to try again at %s", s, want.words, want.retry)
+			}
 		}
 		if _, err := m.Cert("b.example.com"); err == nil || !strings.Contains(err.Error(), "down for maintenance") {
 			t.Errorf("Cert of what failed before = %v, want why", err)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"example.com/letsencrypt"
 	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/pebble"
 )
@@ -55,7 +56,7 @@ func TestTwoProcessesOnOneFile(t *testing.T) {
 	}
 
 	for i, r := range rigs {
-		m, _ := r.manager()
+		m, told := r.manager()
 		if err := m.CacheFile(file); err != nil {
 			t.Fatal(err)
 		}
@@ -65,6 +66,11 @@ func TestTwoProcessesOnOneFile(t *testing.T) {
 			r.served(host)
 		}
 		shutdown(t, m)
+		for _, host := range lists[i] {
+			if es := told.of(letsencrypt.EventRenewed, host); len(es) > 0 {
+				t.Errorf("the finished order for %s was taken up again", host)
+			}
+		}
 		if orders, issued, accounts := r.Orders(), len(r.Issued()), r.Accounts(); orders != each || issued != each || accounts != 1 {
 			t.Errorf("CA %d: %d orders, %d certificates, %d accounts, want %d, %d and 1", i, orders, issued, accounts, each, each)
 		}
