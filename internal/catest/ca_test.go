@@ -205,6 +205,11 @@ func csr(t testing.TB, key crypto.Signer, names ...string) []byte {
 			req.DNSNames = append(req.DNSNames, name)
 		}
 	}
+	return makeCSR(t, key, req)
+}
+
+func makeCSR(t testing.TB, key crypto.Signer, req *x509.CertificateRequest) []byte {
+	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, req, key)
 	if err != nil {
 		t.Fatal(err)

@@ -333,6 +333,21 @@ func TestRenewalInfoRevoked(t *testing.T) {
 	})
 }
 
+// A key may be certified again where it need not be fresh.
+func TestKeyReuse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		c := newClient(t, ca).register(t)
+		key := newKey(t)
+		for range 2 {
+			o := c.ready(t, "example.com")
+			if _, _, err := c.CreateOrderCert(t.Context(), o.FinalizeURL, csr(t, key, "example.com"), true); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // The example of RFC 9773 section 4.1.
 func TestCertID(t *testing.T) {
 	leaf := &x509.Certificate{
@@ -417,8 +432,9 @@ func TestRenewalInfoReplaced(t *testing.T) {
 		if _, _, err := c.CreateOrderCert(t.Context(), o.FinalizeURL, csr(t, newKey(t), "example.com"), true); err != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(time.Hour)
 		renewalInfo(t, ca, leaf) // by another member of the fleet
-		rec.wantFailure(t, "asking at once", "")
+		rec.wantFailure(t, "asking soon after", "")
 		time.Sleep(day + time.Second)
 		renewalInfo(t, ca, leaf)
 		rec.wantFailure(t, "asking a day later", "replaced")
@@ -446,7 +462,7 @@ func TestLimits(t *testing.T) {
 	tests := []struct {
 		name   string
 		limits catest.Limits
-		names  []string // one order for each
+		names  []string // of one order each
 		good   int      // so many succeed
 		wait   time.Duration
 		detail string
@@ -455,6 +471,7 @@ func TestLimits(t *testing.T) {
 		{"account, renewals", catest.Limits{OrdersPerAccount: catest.Limit{N: 1, Per: week}}, []string{"a.example", "a.example", "a.example"}, 3, 0, ""},
 		{"domain", catest.Limits{CertsPerDomain: catest.Limit{N: 2, Per: week}}, []string{"a.x.example", "x.example", "a.y.example", "b.x.example"}, 3, week / 2, "x.example"},
 		{"domain, renewals", catest.Limits{CertsPerDomain: catest.Limit{N: 1, Per: week}}, []string{"x.example", "x.example", "a.x.example"}, 2, week, "x.example"},
+		{"domain, two names", catest.Limits{CertsPerDomain: catest.Limit{N: 2, Per: week}}, []string{"x.example a.x.example", "b.x.example", "c.x.example"}, 2, week / 2, "x.example"},
 		{"set", catest.Limits{CertsPerSet: catest.Limit{N: 2, Per: week}}, []string{"a.example", "b.example", "a.example", "a.example"}, 3, week / 2, "exact set"},
 		{"none", catest.Limits{}, []string{"a.example", "a.example", "a.example"}, 3, 0, ""},
 	}
@@ -465,7 +482,8 @@ func TestLimits(t *testing.T) {
 			c := newClient(t, ca).register(t)
 			c.RetryBackoff = func(int, *http.Request, *http.Response) time.Duration { return 0 }
 			for i, name := range test.names {
-				_, err := c.obtain(t, "http-01", name)
+				names := strings.Fields(name)
+				_, err := c.obtain(t, "http-01", names...)
 				if i < test.good {
 					if err != nil {
 						t.Errorf("%s: order %d: %v", test.name, i+1, err)
@@ -481,7 +499,7 @@ func TestLimits(t *testing.T) {
 					t.Errorf("%s: Retry-After is %v, want %v", test.name, wait, test.wait)
 				}
 				time.Sleep(wait)
-				if _, err := c.obtain(t, "http-01", name); err != nil {
+				if _, err := c.obtain(t, "http-01", names...); err != nil {
 					t.Errorf("%s: after Retry-After: %v", test.name, err)
 				}
 			}
@@ -508,6 +526,9 @@ func TestLimitFailures(t *testing.T) {
 		_, err := c.order(t, []string{"example.com"})
 		if wait, ok := acme.RateLimit(err); !ok || wait != 12*time.Minute {
 			t.Errorf("order after five failures: %v, %v, want rateLimited for 12 minutes", err, wait)
+		}
+		if _, err := c.order(t, []string{"*.example.com"}); err == nil {
+			t.Error("order for the wildcard, which is validated at the same name, was not limited")
 		}
 		c.mustObtain(t, "http-01", "www.example.com")
 		time.Sleep(12 * time.Minute)

@@ -519,7 +519,6 @@ func (ca *CA) accept(rq *request, c *challenge) *Error {
 		return &Error{Status: http.StatusBadRequest, Type: "malformed", Detail: "challenge is not pending"}
 	}
 	c.status = "processing"
-	c.problem = nil
 	at := attempt{
 		cfg:      rq.cfg,
 		typ:      c.typ,

@@ -6,6 +6,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -448,6 +450,8 @@ func TestStrictFinalize(t *testing.T) {
 		refused("no name", csr(t, key), "badCSR", "CSR is for")
 		refused("other name", csr(t, key, "www.example.com"), "badCSR", "CSR is for")
 		refused("one name more", csr(t, key, "example.com", "www.example.com"), "badCSR", "CSR is for")
+		refused("other common name", makeCSR(t, key, &x509.CertificateRequest{DNSNames: []string{"example.com"}, Subject: pkix.Name{CommonName: "x"}}), "badCSR", "common name")
+		refused("mail address", makeCSR(t, key, &x509.CertificateRequest{DNSNames: []string{"example.com"}, EmailAddresses: []string{"a@b.test"}}), "badCSR", "neither DNS names nor addresses")
 		refused("account key", csr(t, c.Key, "example.com"), "badCSR", "account's key")
 		if p := finalize(good); p.Status != 200 {
 			t.Errorf("finalize = %d %s, want 200", p.Status, p.Type)

@@ -145,12 +145,11 @@ func (ca *CA) validateTLS(ctx context.Context, at attempt, perspective int) *Err
 	conn := tls.Client(client, &tls.Config{
 		ServerName:         serverName(at.name),
 		NextProtos:         []string{"acme-tls/1"},
-		MinVersion:         tls.VersionTLS12,
 		CurvePreferences:   []tls.CurveID{tls.X25519, tls.CurveP256}, // the quick ones
 		InsecureSkipVerify: true,                                     // what is checked is checkAnswer's
 	})
 	if err := conn.HandshakeContext(ctx); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
+		if ctx.Err() != nil { // err may be the server's, which had the same deadline
 			return unreachable("connection", "%v: timeout during connect", to)
 		}
 		return unreachable("tls", "%v: %v", to, err)
