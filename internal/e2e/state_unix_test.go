@@ -50,7 +50,7 @@ func fill(t *testing.T, file string) (empty func()) {
 		t.Fatal(err)
 	}
 	full := was
-	full.Cur = uint64(fi.Size()) + 10 // in the midst of the next record
+	set(&full.Cur, fi.Size()+10) // in the midst of the next record
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &full); err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +60,9 @@ func fill(t *testing.T, file string) (empty func()) {
 		}
 	}
 }
+
+// set sets a limit, which is an int64 on FreeBSD and a uint64 elsewhere.
+func set[T int64 | uint64](limit *T, n int64) { *limit = T(n) }
 
 // checkUnwritable checks that an error says that the file can't be written.
 func checkUnwritable(t *testing.T, what string, err error, file string) {
