@@ -96,25 +96,26 @@ func listening(t *testing.T, addrs ...string) {
 }
 
 // background runs a server of m's until the test ends.
-//
-// A port that was given up a moment ago may be taken still: a process that is
-// being forked, by another test, has all our sockets until it is executed.
 func background(t *testing.T, m *letsencrypt.Manager, serve func() error) {
 	ended := make(chan error, 1)
-	go func() {
-		var err error
-		became(func() bool {
-			err = serve()
-			return !errors.Is(err, syscall.EADDRINUSE)
-		})
-		ended <- err
-	}()
+	go func() { ended <- patiently(serve) }()
 	t.Cleanup(func() {
 		shutdown(t, m)
 		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
 			t.Errorf("server: %v, want %v", err, http.ErrServerClosed)
 		}
 	})
+}
+
+// patiently runs a server, again while its port is taken. One that was given up
+// a moment ago may be: a process that is being forked, by another test, has all
+// our sockets until it is executed.
+func patiently(serve func() error) (err error) {
+	became(func() bool {
+		err = serve()
+		return !errors.Is(err, syscall.EADDRINUSE)
+	})
+	return err
 }
 
 func shutdown(t *testing.T, m *letsencrypt.Manager) {

@@ -192,7 +192,7 @@ func TestChainOfTheCAsChoiceOrOurs(t *testing.T) {
 		m.CAs[0].Chain = root.Subject.CommonName
 		m.HTTPAddr = "127.0.0.1:0"
 		ended := make(chan error, 1)
-		go func() { ended <- m.Serve() }()
+		go func() { ended <- patiently(m.Serve) }()
 		listening(t, m.HTTPSAddr)
 		host := fmt.Sprintf("chain%d.example.com", i)
 		if err := m.Manage(t.Context(), host); err != nil {
@@ -267,7 +267,7 @@ func TestExternalAccountBinding(t *testing.T) {
 		m.CAs[0].EAB = test.eab
 		m.HTTPAddr = "127.0.0.1:0"
 		ended := make(chan error, 1)
-		go func() { ended <- m.Serve() }()
+		go func() { ended <- patiently(m.Serve) }()
 		listening(t, m.HTTPSAddr)
 		host := test.name + ".example.com"
 		err := m.Manage(t.Context(), host)
