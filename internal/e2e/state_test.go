@@ -209,6 +209,42 @@ func intact(whole string, cut int) string {
 	return whole[:max(end, len(header))]
 }
 
+// TestFinishedOrderThatComesBack has the record of an order in the file again
+// that led to the certificate before the present one, as another process may
+// put it there that did not learn of its end.
+func TestFinishedOrderThatComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		file := filepath.Join(t.TempDir(), "cache")
+		m := cached(t, ca, file)
+		serial(t, m, "a.example.com")
+		i := strings.Index(read(t, file), "\norder a.example.com ")
+		if i < 0 {
+			t.Fatal("no order was written")
+		}
+		order, _, _ := strings.Cut(read(t, file)[i+1:], "\n")
+		time.Sleep(24 * time.Hour)
+		if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		want := serial(t, m, "a.example.com")
+		shutdown(t, m)
+
+		write(t, file, read(t, file)+order+"\n")
+		m = cached(t, ca, file)
+		defer shutdown(t, m)
+		if got := serial(t, m, "a.example.com"); got != want {
+			t.Errorf("certificate %s is served, want %s", got, want)
+		}
+		if err := m.Renew(t.Context(), "a.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(ca.Orders()); n != 3 {
+			t.Errorf("%d orders for three certificates: an old one is taken for a renewal", n)
+		}
+	})
+}
+
 func keys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // TestDamagedCacheFile damages each line in turn.
