@@ -25,6 +25,7 @@ import (
 	"runtime/pprof"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1271,24 +1272,25 @@ func TestAllowIsAskedAgainBeforeRenewal(t *testing.T) {
 		ca.Lifetime = 6 * day
 		m := newManager(t, ca)
 		d := keepDiary(t, m)
-		allowed, asked := true, 0
+		var refused atomic.Bool
+		var asked atomic.Int32
 		m.Allow = func(context.Context, string) error {
-			if asked++; allowed {
-				return nil
+			if asked.Add(1); refused.Load() {
+				return errors.New("not any more")
 			}
-			return errors.New("not any more")
+			return nil
 		}
 		mustGet(t, m, "a.example.com")
 		pass(4 * day)
-		if n := len(ca.Issued("")); n != 2 || asked != 2 {
+		if n, asked := len(ca.Issued("")), asked.Load(); n != 2 || asked != 2 {
 			t.Errorf("%d certificates, Allow asked %d times: want one renewal, and Allow asked", n, asked)
 		}
 		expiry := ca.Issued("")[1].NotAfter
 		pass(time.Until(expiry) - day)
-		if n := len(ca.Issued("")); n != 2 || asked != 2 {
+		if n, asked := len(ca.Issued("")), asked.Load(); n != 2 || asked != 2 {
 			t.Errorf("%d certificates, Allow asked %d times: want no renewal that no client asked for", n, asked)
 		}
-		allowed = false
+		refused.Store(true)
 		for time.Now().Before(expiry) {
 			mustGet(t, m, "a.example.com")
 			pass(10 * time.Minute)
@@ -1296,8 +1298,8 @@ func TestAllowIsAskedAgainBeforeRenewal(t *testing.T) {
 		if n := len(ca.Issued("")); n != 2 {
 			t.Errorf("%d certificates, want no renewal that Allow refuses", n)
 		}
-		if asked < 3 || asked > 2+6*24+1 {
-			t.Errorf("Allow was asked %d times, want it asked when a client asks", asked)
+		if n := asked.Load(); n < 3 || n > 2+6*24+1 {
+			t.Errorf("Allow was asked %d times, want it asked when a client asks", n)
 		}
 		pass(time.Hour)
 		if _, err := get(m, "a.example.com"); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
@@ -1323,15 +1325,15 @@ func TestUnreachableAllowStopsNewHostsButNoRenewal(t *testing.T) {
 		ca := catest.New(t)
 		ca.Lifetime = 6 * day
 		m := newManager(t, ca)
-		reachable := true
+		var unreachable atomic.Bool
 		m.Allow = func(context.Context, string) error {
-			if reachable {
-				return nil
+			if unreachable.Load() {
+				return timeout{errors.New("no answer")}
 			}
-			return timeout{errors.New("no answer")}
+			return nil
 		}
 		mustGet(t, m, "a.example.com")
-		reachable = false
+		unreachable.Store(true)
 		for range 50 {
 			mustGet(t, m, "a.example.com")
 			pass(2 * time.Hour)
@@ -1343,7 +1345,7 @@ func TestUnreachableAllowStopsNewHostsButNoRenewal(t *testing.T) {
 		if he := wantHostError(t, err, "b.example.com"); errors.Is(err, letsencrypt.ErrHostNotAllowed) || !strings.Contains(he.Error(), "no answer") {
 			t.Errorf("a new host: %v, want it to say that Allow could not tell", err)
 		}
-		reachable = true
+		unreachable.Store(false)
 		pass(6 * time.Second)
 		mustGet(t, m, "b.example.com")
 	})
@@ -2686,6 +2688,7 @@ func BenchmarkGetCertificate(b *testing.B) {
 		b.Run(fmt.Sprintf("hosts=%d", n), func(b *testing.B) {
 			m := managerOf(b, n)
 			hello := &tls.ClientHelloInfo{ServerName: fmt.Sprintf("h%d.example.com", n/2)}
+			m.GetCertificate(hello) // the first use reads the certificate
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := m.GetCertificate(hello); err != nil {
@@ -2698,7 +2701,9 @@ func BenchmarkGetCertificate(b *testing.B) {
 
 func BenchmarkGetCertificateParallel(b *testing.B) {
 	m := managerOf(b, 1000)
+	m.GetCertificate(&tls.ClientHelloInfo{ServerName: "h500.example.com"})
 	b.ReportAllocs()
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		hello := &tls.ClientHelloInfo{ServerName: "h500.example.com"}
 		for pb.Next() {
