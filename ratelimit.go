@@ -826,7 +826,7 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 	case !wanted && !alive && !h.listed && !h.managed && now.Sub(h.expiry()) > troubleAge && (h.trouble == nil || now.Sub(h.trouble.Retry) > troubleAge):
 		m.dropLocked(h)
 		return
-	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(h.retry()):
+	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(m.retryLocked(h)):
 		m.readyLocked(h, now)
 		return
 	case wanted && alive && !h.polling && now.UnixNano() >= h.poll:
@@ -844,19 +844,34 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 	case h.flight != nil:
 		return time.Time{}
 	case wanted && alive:
-		next := earliest(expiry, later(time.Unix(0, h.renewal), h.retry()))
+		next := earliest(expiry, later(time.Unix(0, h.renewal), m.retryLocked(h)))
 		if !h.polling {
 			next = earliest(next, time.Unix(0, h.poll))
 		}
 		return next
 	case wanted:
-		return later(now, h.retry())
+		return later(now, m.retryLocked(h))
 	case alive:
 		return expiry
 	case h.listed:
 		return time.Time{} // until somebody asks for it
 	}
 	return later(later(expiry, h.retry()), now).Add(troubleAge + time.Second)
+}
+
+// retryLocked returns when a host may be tried again: after its back-off, and
+// when the first of the CAs does not limit it any more.
+func (m *Manager) retryLocked(h *host) time.Time {
+	if h.trouble == nil {
+		return time.Time{}
+	}
+	first := h.trouble.Limits[m.authorities[0].Directory]
+	for _, a := range m.authorities[1:] {
+		if until := h.trouble.Limits[a.Directory]; until.Before(first) {
+			first = until
+		}
+	}
+	return later(first, h.retry())
 }
 
 // requeueLocked puts a host in the queue for what is next due for it.
