@@ -455,7 +455,8 @@ func (m *Manager) HTTPHandler(fallback http.Handler) http.Handler {
 
 func (m *Manager) serveHTTP(w http.ResponseWriter, r *http.Request, fallback http.Handler) {
 	host, port, err := splitHost(r.Host)
-	if token, ok := challenge.Token(r.URL.Path); ok && err == nil {
+	get := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if token, ok := challenge.Token(r.URL.Path); ok && err == nil && get {
 		if keyAuth, ok := m.answers.HTTP(host, token); ok {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			io.WriteString(w, keyAuth)

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 	flag.Set("test.parallel", "8") // these tests wait more than they work
 	before := runtime.NumGoroutine()
 	code := m.Run()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(code) // fuzzing leaves a goroutine of os/signal's
+	}
 	// Connections whose other end is gone take a moment to notice.
 	if code == 0 && !became(func() bool { return runtime.NumGoroutine() <= before }) {
 		fmt.Fprintf(os.Stderr, "%d goroutines after all tests, want %d:\n", runtime.NumGoroutine(), before)
