@@ -472,6 +472,7 @@ func TestLimits(t *testing.T) {
 		{"domain", catest.Limits{CertsPerDomain: catest.Limit{N: 2, Per: week}}, []string{"a.x.example", "x.example", "a.y.example", "b.x.example"}, 3, week / 2, "x.example"},
 		{"domain, renewals", catest.Limits{CertsPerDomain: catest.Limit{N: 1, Per: week}}, []string{"x.example", "x.example", "a.x.example"}, 2, week, "x.example"},
 		{"domain, two names", catest.Limits{CertsPerDomain: catest.Limit{N: 2, Per: week}}, []string{"x.example a.x.example", "b.x.example", "c.x.example"}, 2, week / 2, "x.example"},
+		{"domain, addresses", catest.Limits{CertsPerDomain: catest.Limit{N: 1, Per: week}}, []string{"2001:db8::1", "192.0.2.7", "2001:db8::2"}, 2, week, "2001:db8::/64"},
 		{"set", catest.Limits{CertsPerSet: catest.Limit{N: 2, Per: week}}, []string{"a.example", "b.example", "a.example", "a.example"}, 3, week / 2, "exact set"},
 		{"none", catest.Limits{}, []string{"a.example", "a.example", "a.example"}, 3, 0, ""},
 	}

@@ -351,7 +351,7 @@ func TestOrderReuse(t *testing.T) {
 			return o.URI
 		}
 		names := []string{"a.test.example", "b.test.example"}
-		if order(names) == order(names) {
+		if one, two := order(names), order(names); one == two {
 			t.Error("order was reused without OrderReuse")
 		}
 		ca.Change(func(c *catest.Config) { c.OrderReuse = true; c.AuthzReuse = day })
@@ -396,6 +396,12 @@ func TestExpiry(t *testing.T) {
 		}
 		if got := ca.Orders()[0].Status; got != "invalid" {
 			t.Errorf("Orders()[0].Status = %s, want invalid", got)
+		}
+		o = c.ready(t, "example.com")
+		time.Sleep(time.Hour)
+		z, err = c.GetAuthorization(t.Context(), o.AuthzURLs[0])
+		if err != nil || z.Status != "expired" {
+			t.Errorf("valid authorization after its time: %v, %v, want expired", z, err)
 		}
 	})
 }

@@ -549,6 +549,26 @@ func TestPoliteToWhom(t *testing.T) {
 	}
 }
 
+// A request may be on its way when another is told to come later.
+func TestPoliteOnItsWay(t *testing.T) {
+	strict(t, func(t *testing.T, ca *catest.CA, rec *recorder) {
+		c := newClient(t, ca).register(t)
+		z := c.firstAuthz(t, "example.com")
+		ca.Fault(catest.On("authz", 1, catest.Problem(503, "serverInternal", "later", "60")))
+		first, second, third := newRaw(t, c, z.URI, ""), newRaw(t, c, z.URI, ""), newRaw(t, c, z.URI, "")
+		ca.Change(func(c *catest.Config) { c.Latency = time.Second })
+		var wg sync.WaitGroup
+		wg.Go(func() { first.send(t, ca.Client()) })
+		time.Sleep(time.Second / 2)
+		wg.Go(func() { second.send(t, ca.Client()) })
+		wg.Wait()
+		rec.wantFailure(t, "the request on its way", "")
+		time.Sleep(59 * time.Second)
+		third.send(t, ca.Client())
+		rec.wantFailure(t, "the request after them", "due in 500ms")
+	})
+}
+
 // The CA's own Retry-After is for the resource that is at work.
 func TestPoliteOrder(t *testing.T) {
 	strict(t, func(t *testing.T, ca *catest.CA, rec *recorder) {

@@ -66,7 +66,8 @@ type request struct {
 	url      string
 	id       string // which resource, the path after the endpoint's segment
 	body     []byte
-	now      time.Time
+	sent     time.Time // by the client
+	now      time.Time // when the CA has it
 
 	// Of a signed request, see verify.
 	key     publicKey
@@ -116,7 +117,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // receive reads a request as it comes in.
 func (ca *CA) receive(r *http.Request) (*request, error) {
-	rq := &request{cfg: ca.config(), http: r, url: r.URL.String()}
+	rq := &request{cfg: ca.config(), http: r, url: r.URL.String(), sent: time.Now()}
 	if r.Body != nil {
 		defer r.Body.Close()
 		var err error
@@ -278,18 +279,17 @@ func newResponse(r *http.Request, status int, header http.Header, body []byte) *
 	return res
 }
 
-// checkPolite notes a violation if the client was told to come later.
+// checkPolite notes a violation if the client had been told to come later.
 //
-// Several requests for what many orders share, newOrder say, may be on their
-// way when the first of them is told to come later. Those of the same instant
-// are forgiven.
+// Several requests for what many orders share, newOrder say, may leave at the
+// moment when the first of them is told so. Those are forgiven.
 func (ca *CA) checkPolite(rq *request) {
 	for _, resource := range rq.resources() {
+		until, since := ca.waits[resource], ca.waitsSince[resource]
 		shared := resource == rq.url && !rq.endpoint.single()
-		early := rq.now.Before(ca.waits[resource])
-		if early && !(shared && rq.now.Equal(ca.waitsSince[resource])) {
-			rq.violate(0, "", "this request was due in %v, says the Retry-After of %v ago",
-				ca.waits[resource].Sub(rq.now), rq.now.Sub(ca.waitsSince[resource]))
+		untold := rq.sent.Before(since) || shared && rq.sent.Equal(since)
+		if rq.sent.Before(until) && !untold {
+			rq.violate(0, "", "this request was due in %v, says the Retry-After of %v ago", until.Sub(rq.sent), rq.sent.Sub(since))
 			return
 		}
 	}

@@ -221,7 +221,7 @@ func TestValidateHTTP(t *testing.T) {
 		}, "did not match"},
 		{"no body", func(k string) http.HandlerFunc { return func(http.ResponseWriter, *http.Request) {} }, "did not match"},
 		{"not found", func(k string) http.HandlerFunc { return http.NotFound }, "404"},
-		{"redirect", func(k string) http.HandlerFunc { return http.RedirectHandler("/x", 302).ServeHTTP }, "302"},
+		{"redirect", func(k string) http.HandlerFunc { return http.RedirectHandler("/x", http.StatusFound).ServeHTTP }, "302"},
 	}
 	for _, test := range tests {
 		synctest.Test(t, func(t *testing.T) {
