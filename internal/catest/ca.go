@@ -32,10 +32,10 @@ import (
 	"time"
 )
 
-// Config is what a test can set about a CA: directly before the first
-// request, with [CA.Change] after it. Funcs are called from the goroutines of
-// requests and validations and may be called at the same time. Maps and
-// slices are replaced, not edited.
+// Config is what a test can set about a CA: directly before the first request,
+// with [CA.Change] after it. Funcs are called from the goroutines of requests
+// and validations, several at a time, and may use the CA. Maps and slices are
+// replaced, not edited.
 type Config struct {
 	Host string // the host in the CA's URLs; "ca.test"
 
