@@ -183,8 +183,8 @@ type Manager struct {
 	// one a minute, with a burst of 20.
 	Limit *rate.Limiter
 
-	// NewHostLimit counts the hosts never seen before that nobody vouched for:
-	// not SetHosts, Manage or Allow. Nil means one every three hours, with a
+	// NewHostLimit counts the hosts never seen before that nobody vouched for,
+	// by SetHosts, Manage or Allow: those that clients name, and Cert. Nil means one every three hours, with a
 	// burst of 20; if Allow is set, nil means no limit of this kind.
 	NewHostLimit *rate.Limiter
 
@@ -316,19 +316,27 @@ type host struct {
 	early               int       // certificates in a row, up to this one, that were due at once
 	dead                bool      // and said to be
 	listed, managed     bool
-	trouble             *trouble // nil while all is well
-	flight              *flight  // nil while there is none
+	trouble             *trouble  // nil while all is well
+	shut                time.Time // no CA takes an order for it before then
+	flight              *flight   // nil while there is none
 }
 
 func (h *host) held() bool { return h.notAfter != 0 }
 
-func (h *host) expiry() time.Time { return time.Unix(h.notAfter, 0) }
+// expiry returns when the certificate expires, zero if there is none.
+func (h *host) expiry() time.Time {
+	if !h.held() {
+		return time.Time{}
+	}
+	return time.Unix(h.notAfter, 0)
+}
 
-func (h *host) retry() time.Time {
+// retry returns when the host may be tried again after it failed.
+func (h *host) retry(now time.Time) time.Time {
 	if h.trouble == nil || h.trouble.Error == "" {
 		return time.Time{} // it failed, if at all, in part
 	}
-	return h.trouble.Retry
+	return believe(h.trouble.Retry, now)
 }
 
 // lastError returns why the last attempt failed, nil if it did not.
@@ -345,37 +353,6 @@ func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
 	h.notBefore, h.notAfter, h.dead = notBefore, notAfter, false
 	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), rand.Float64()).UnixNano()
 	h.leaf.Store(leaf)
-}
-
-// A flight is one attempt to obtain a certificate, from when it waits for its
-// token. It is landed once: cert and err are set and then done closed.
-type flight struct {
-	host  *host
-	queue *queue.Queue[*flight] // where it waits for its token; nil once it has it
-	place queue.Item[*flight]   // there
-	done  chan struct{}
-	cert  *tls.Certificate
-	err   error
-
-	waiters    int // clients; guarded by m.mu
-	background bool
-}
-
-// newFlight returns the host's flight.
-func newFlight(h *host) *flight {
-	f := &flight{host: h, done: make(chan struct{})}
-	f.place.Value, h.flight = f, f
-	return f
-}
-
-// wait returns what the flight came to.
-func (f *flight) wait(ctx context.Context) (*tls.Certificate, error) {
-	select {
-	case <-f.done:
-		return f.cert, f.err
-	case <-ctx.Done():
-		return nil, &HostError{Host: f.host.name, Err: context.Cause(ctx)}
-	}
 }
 
 // begin makes the Manager ready for work, at its first use.
@@ -506,7 +483,7 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if err != nil {
 		return nil, &HostError{Host: quote(hello.ServerName), Err: fmt.Errorf("%w: %w", ErrHostNotAllowed, err)}
 	}
-	cert, waited, err := m.certificate(helloContext(hello), name, hello.Conn)
+	cert, waited, err := m.certificate(helloContext(hello), name, hello)
 	if waited {
 		extend(hello)
 	}
@@ -514,8 +491,9 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 }
 
 // Cert returns a host's certificate. If there is none it obtains one, if that
-// is allowed, and blocks meanwhile, for a minute at most. Its Leaf is set. The
-// error is a *HostError, or http.ErrServerClosed after Shutdown.
+// is allowed, and blocks meanwhile, for a minute at most; with neither a list
+// nor Allow that takes from NewHostLimit what a client would. Its Leaf is set.
+// The error is a *HostError, or http.ErrServerClosed after Shutdown.
 func (m *Manager) Cert(host string) (*tls.Certificate, error) {
 	name, err := hostname.Canonical(host)
 	if err != nil {
@@ -584,6 +562,9 @@ func (m *Manager) obtain(f *flight) (*tls.Certificate, *failure) {
 	if failed.Err = m.writable(); failed.Err != nil {
 		return nil, failed
 	}
+	if cert := m.overtaken(f); cert != nil {
+		return cert, nil
+	}
 	for _, a := range m.authorities {
 		cert, err := m.order(f, a)
 		if err == nil {
@@ -617,7 +598,7 @@ func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 			return nil, err
 		}
 		cert, err := m.tryChallenges(f, a, client)
-		if fault, ok := errors.AsType[*ca.Failure](err); !again || !ok || fault.Class != ca.NoAccount {
+		if fault, _ := faultsIn(err); !again || fault == nil || fault.Class != ca.NoAccount {
 			return cert, err
 		}
 		if err := a.account.Forget(client); err != nil {

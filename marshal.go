@@ -495,6 +495,9 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 	}
 	m.mu.Lock()
 	had, changed := m.accounts[a.Directory].URL != "", m.registration.Email != email
+	if m.registration.Refused {
+		m.pardonLocked()
+	}
 	m.setLocked(record(kindRegister, onlyOne, registration{Email: email}))
 	m.mu.Unlock()
 	client, err := a.account.Client(ctx)
@@ -502,6 +505,16 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 		err = client.Update(ctx, contact(email))
 	}
 	return err
+}
+
+// pardonLocked has the hosts tried again that failed for want of agreement to
+// the terms of service.
+func (m *Manager) pardonLocked() {
+	for _, h := range m.hosts.All() {
+		if h.trouble != nil && strings.Contains(h.trouble.Error, errTerms.Error()) {
+			m.setLocked(journal.Delete(kindBackoff, h.name))
+		}
+	}
 }
 
 var errTerms = errors.New("the terms of service were not agreed to")
@@ -745,7 +758,7 @@ func (m *Manager) status(name string) HostStatus {
 	if h == nil {
 		return s
 	}
-	if h.held() && m.wantedLocked(h) {
+	if h.held() && m.wantedLocked(h, time.Now().Round(0)) {
 		s.Renewal = time.Unix(0, h.renewal)
 	}
 	if s.Err = h.lastError(); s.Err != nil {

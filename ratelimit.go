@@ -41,12 +41,14 @@ const (
 	backoffMost  = 24 * time.Hour
 	pauseFirst   = time.Minute // after a CA's first failure; doubles
 	pauseMost    = time.Hour
-	personMost   = 24 * time.Hour     // between tries of a host that a person must unpause
-	troubleAge   = 7 * 24 * time.Hour // then a host that nobody wants is forgotten
-	clockSlack   = time.Hour          // how far back a clock may be set before it is called wrong
-	lookEvery    = time.Minute        // at the clock, whatever timers say: a suspended machine stops them
-	leastWait    = time.Millisecond   // before a host is looked at again
-	levelEvery   = time.Minute        // between records of the buckets' levels
+	personMost   = 24 * time.Hour      // between tries of a host that a person must unpause
+	troubleAge   = 7 * 24 * time.Hour  // then a host that nobody wants is forgotten
+	clockSlack   = time.Hour           // how far back a clock may be set before it is called wrong
+	maxAhead     = 15 * 24 * time.Hour // a day more than any Retry-After that is heeded
+	coverLead    = 24 * time.Hour      // before a certificate of the program's own expires
+	lookEvery    = time.Minute         // at the clock, whatever timers say: a suspended machine stops them
+	leastWait    = time.Millisecond    // before a host is looked at again
+	levelEvery   = time.Minute         // between records of the buckets' levels
 
 	spreadHosts = 3 // hosts of different owners refused in a row that pause their CA
 )
@@ -68,6 +70,7 @@ type schedule struct {
 	warned   time.Time // when the renewals were last held against Limit
 	shortage error     // what came of it
 	need     float64   // the rate that it last said would do, per second
+	looked   time.Time // when dispatch last looked at the clock
 	newest   int64     // the latest notBefore there was, in Unix seconds
 	wrong    bool      // the clock is before that
 }
@@ -125,6 +128,39 @@ func (m *Manager) another() bool {
 	defer m.mu.Unlock()
 	_, ok := m.takeNowLocked(false)
 	return ok
+}
+
+// A flight is one attempt to obtain a certificate, from when it waits for its
+// token. It is landed once: cert and err are set and then done closed.
+type flight struct {
+	host  *host
+	queue *queue.Queue[*flight] // where it waits for its token; nil once it has it
+	place queue.Item[*flight]   // there
+	done  chan struct{}
+	cert  *tls.Certificate
+	err   error
+
+	notAfter   int64 // of the certificate that it is to replace
+	renew      bool  // whatever there is already
+	waiters    int   // clients; guarded by m.mu
+	background bool
+}
+
+// newFlight returns the host's flight.
+func newFlight(h *host) *flight {
+	f := &flight{host: h, notAfter: h.notAfter, done: make(chan struct{})}
+	f.place.Value, h.flight = f, f
+	return f
+}
+
+// wait returns what the flight came to.
+func (f *flight) wait(ctx context.Context) (*tls.Certificate, error) {
+	select {
+	case <-f.done:
+		return f.cert, f.err
+	case <-ctx.Done():
+		return nil, &HostError{Host: f.host.name, Err: context.Cause(ctx)}
+	}
 }
 
 // hosted is which hosts may have certificates, and which of them were refused
@@ -235,8 +271,8 @@ func (m *Manager) judgeLocked(name string, h *host) verdict {
 }
 
 // wantedLocked reports whether a host is to have a certificate at all times.
-func (m *Manager) wantedLocked(h *host) bool {
-	if m.own.Get(h.name) != nil {
+func (m *Manager) wantedLocked(h *host, now time.Time) bool {
+	if now.Before(m.coveredUntil(h.name)) {
 		return false
 	}
 	asked := h.asked.Load()
@@ -247,6 +283,18 @@ func (m *Manager) wantedLocked(h *host) bool {
 		return true
 	}
 	return h.listed && (m.eager || asked)
+}
+
+// coveredUntil returns until when a certificate of the program's own spares us
+// the host, zero if there is none. That is a little before it expires, lest its
+// end be the beginning of a wait.
+func (m *Manager) coveredUntil(name string) time.Time {
+	cert := m.own.Get(name)
+	if cert == nil {
+		return time.Time{}
+	}
+	life := cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
+	return cert.Leaf.NotAfter.Add(-min(coverLead, life/10))
 }
 
 // A refusal is an answer of Allow's, remembered lest strangers make us ask
@@ -292,10 +340,10 @@ func undecided(err error) bool {
 }
 
 // admitted asks Allow about a client's host and takes its token.
-func (m *Manager) admitted(f *flight, conn net.Conn) *HostError {
+func (m *Manager) admitted(f *flight, hello *tls.ClientHelloInfo) *HostError {
 	ctx := m.ctx
-	if conn != nil {
-		ctx = context.WithValue(ctx, clientKey{}, conn.RemoteAddr())
+	if hello != nil && hello.Conn != nil {
+		ctx = context.WithValue(ctx, clientKey{}, hello.Conn.RemoteAddr())
 	}
 	if err := m.allow(ctx, f.host.name); err != nil {
 		return &HostError{Host: f.host.name, Err: err}
@@ -406,13 +454,13 @@ var errPaused = errors.New("not asked for now")
 func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (until time.Time, err error) {
 	p := m.pauses[a.Directory]
 	switch {
-	case now.Before(p.Until):
+	case now.Before(believe(p.Until, now)):
 		return p.Until, fmt.Errorf("%w: %s", errPaused, p.Error)
 	case p.Failures > 0 && a.prober != nil && a.prober != f:
 		return now.Add(pauseFirst), fmt.Errorf("%w: %s", errPaused, p.Error)
 	}
 	if h != nil && h.trouble != nil {
-		if until := h.trouble.Limits[a.Directory]; now.Before(until) {
+		if until := believe(h.trouble.Limits[a.Directory], now); now.Before(until) {
 			return until, fmt.Errorf("%w: %w", errPaused, h.trouble.cause())
 		}
 	}
@@ -450,6 +498,9 @@ type failure struct {
 // settle notes how the CA did, adds that to what failed before, and reports
 // whether another CA may do better.
 func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (another bool) {
+	if len(m.authorities) > 1 {
+		err = fmt.Errorf("%s: %w", a.Directory, err)
+	}
 	if failed.Err == nil {
 		failed.Err = err
 	} else {
@@ -459,16 +510,16 @@ func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (a
 	defer m.mu.Unlock()
 	now := time.Now().Round(0)
 	var retry time.Time
-	fault, ok := errors.AsType[*ca.Failure](err)
+	fault, own := faultsIn(err)
 	switch {
 	case errors.Is(err, errPaused):
 		retry, _ = m.admitLocked(a, f.host, f, now)
 		another = true
-	case !ok:
+	case fault == nil:
 		failed.own = true
 	default:
 		failed.CA = a.Directory
-		failed.own = failed.own || !fault.CAWide()
+		failed.own = failed.own || own
 		m.settleLocked(a, f.host, fault, now)
 		retry, _ = m.admitLocked(a, f.host, f, now)
 		if fault.Class == ca.Paused {
@@ -480,6 +531,24 @@ func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (a
 		failed.Retry = retry
 	}
 	return another
+}
+
+// faultsIn returns the last of the failures that err is made of, nil if there
+// is none, and whether any of them is the host's.
+func faultsIn(err error) (last *ca.Failure, own bool) {
+	switch e := err.(type) {
+	case *ca.Failure:
+		return e, !e.CAWide()
+	case interface{ Unwrap() error }:
+		return faultsIn(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			if f, o := faultsIn(err); f != nil {
+				last, own = f, own || o
+			}
+		}
+	}
+	return last, own
 }
 
 // admit is admitLocked for a flight that is at the CA's door.
@@ -504,7 +573,7 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 			m.reportLocked(Event{Kind: EventResumed, CA: a.Directory})
 		}
 	case f.CAWide():
-		if now.Before(p.Until) { // it is one of those that were under way
+		if now.Before(believe(p.Until, now)) { // it is one of those that were under way
 			return
 		}
 		p.Failures++
@@ -624,9 +693,12 @@ func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 // joinLocked has a client wait for the flight that obtains a host's
 // certificate, and starts it if there is none. Whatever speaks against that is
 // told at once: no client waits for a token.
-func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
+func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (*flight, error) {
 	h, now := m.hosts.Get(name), time.Now().Round(0)
 	v := m.judgeLocked(name, h)
+	if v == refused && hello == nil && m.list == nil {
+		v = stranger // the program itself named it to Cert
+	}
 	fail := func(err error, retry time.Time) (*flight, error) {
 		return nil, &HostError{Host: name, Err: err, Retry: retry}
 	}
@@ -641,7 +713,7 @@ func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
 	if h != nil && h.flight != nil && h.flight.queue == nil {
 		return m.countedLocked(h.flight), nil
 	}
-	if h != nil && now.Before(h.retry()) {
+	if h != nil && now.Before(h.retry(now)) {
 		return nil, h.lastError()
 	}
 	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
@@ -663,7 +735,7 @@ func (m *Manager) joinLocked(name string, conn net.Conn) (*flight, error) {
 	}
 	f := newFlight(h)
 	m.requeueLocked(h)
-	m.goLocked(func() { m.fly(f, v == asking, conn) })
+	m.goLocked(func() { m.fly(f, v == asking, hello) })
 	return m.countedLocked(f), nil
 }
 
@@ -684,7 +756,7 @@ func (m *Manager) manage(name string, renew bool) (*flight, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, http.ErrServerClosed
+		return nil, &HostError{Host: name, Err: http.ErrServerClosed}
 	}
 	h := m.hostLocked(name)
 	was := h.managed
@@ -699,11 +771,13 @@ func (m *Manager) manage(name string, renew bool) (*flight, error) {
 	case !renew && (now.Before(h.expiry()) || m.own.Get(name) != nil):
 		m.requeueLocked(h)
 		return nil, nil
-	case !renew && now.Before(h.retry()):
+	case !renew && now.Before(h.retry(now)):
+		m.requeueLocked(h)
 		return nil, h.lastError()
 	default:
 		m.readyLocked(h, now)
 	}
+	h.flight.renew = h.flight.renew || renew
 	if m.awaited == nil {
 		m.awaited = make(map[*flight]int)
 	}
@@ -758,6 +832,7 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 	if item, at := m.due.Next(); item != nil {
 		next = earliest(next, at)
 	}
+	next = earliest(next, m.own.Next())
 	return max(0, next.Sub(now))
 }
 
@@ -779,10 +854,11 @@ func later(a, b time.Time) time.Time {
 func (m *Manager) housekeepLocked(now time.Time) {
 	for _, name := range m.own.Expire(now) {
 		m.reportLocked(Event{Kind: EventExpired, Host: name, Err: errors.New("the program's own certificate")})
-		if h := m.hosts.Get(name); h != nil {
-			m.requeueLocked(h)
-		}
 	}
+	if now.Before(m.looked.Add(-clockSlack)) {
+		m.clockBackLocked(now)
+	}
+	m.looked = now
 	if now.Sub(m.leveled) >= levelEvery && m.buckets.Spent() {
 		m.putLocked(m.levelRecordsLocked()...)
 	}
@@ -794,6 +870,27 @@ func (m *Manager) housekeepLocked(now time.Time) {
 			m.mu.Unlock()
 		})
 	}
+}
+
+// clockBackLocked makes up for a clock that was ahead for a while: what was
+// noted by it is not to be waited for.
+func (m *Manager) clockBackLocked(now time.Time) {
+	m.refusals = nil
+	m.leveled, m.warned, m.notified = time.Time{}, time.Time{}, time.Time{}
+	for _, h := range m.hosts.All() {
+		h.shut = time.Time{}
+		h.poll = min(h.poll, now.Add(rand.N(spreadPolls)).UnixNano())
+		m.requeueLocked(h)
+	}
+}
+
+// believe returns t, or zero if it is further ahead than anything we were ever
+// told to wait for: then a clock was wrong when it was noted.
+func believe(t, now time.Time) time.Time {
+	if t.Sub(now) > maxAhead {
+		return time.Time{}
+	}
+	return t
 }
 
 // clockWrongLocked reports whether the clock stands before certificates that
@@ -820,13 +917,13 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 		h.dead = true
 		m.reportLocked(Event{Kind: EventExpired, Host: h.name, NotAfter: h.expiry(), Err: h.lastError()})
 	}
-	wanted := m.wantedLocked(h)
+	wanted := m.wantedLocked(h, now)
 	switch {
 	case h.flight != nil: // what is due then is seen to when it lands
 	case !wanted && !alive && !h.listed && !h.managed && now.Sub(h.expiry()) > troubleAge && (h.trouble == nil || now.Sub(h.trouble.Retry) > troubleAge):
 		m.dropLocked(h)
 		return
-	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(m.retryLocked(h)):
+	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut, h.retry(now))):
 		m.readyLocked(h, now)
 		return
 	case wanted && alive && !h.polling && now.UnixNano() >= h.poll:
@@ -837,41 +934,28 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 
 // nextLocked returns when something is next due for a host, zero if nothing is.
 func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
-	wanted, expiry := m.wantedLocked(h), h.expiry()
+	wanted, expiry, covered := m.wantedLocked(h, now), h.expiry(), m.coveredUntil(h.name)
 	switch alive := now.Before(expiry); {
 	case h.flight != nil && alive:
 		return expiry // the rest is for when it lands
 	case h.flight != nil:
 		return time.Time{}
 	case wanted && alive:
-		next := earliest(expiry, later(time.Unix(0, h.renewal), m.retryLocked(h)))
+		next := earliest(expiry, later(time.Unix(0, h.renewal), later(h.shut, h.retry(now))))
 		if !h.polling {
 			next = earliest(next, time.Unix(0, h.poll))
 		}
 		return next
 	case wanted:
-		return later(now, m.retryLocked(h))
+		return later(now, later(h.shut, h.retry(now)))
+	case now.Before(covered):
+		return covered
 	case alive:
 		return expiry
 	case h.listed:
 		return time.Time{} // until somebody asks for it
 	}
-	return later(later(expiry, h.retry()), now).Add(troubleAge + time.Second)
-}
-
-// retryLocked returns when a host may be tried again: after its back-off, and
-// when the first of the CAs does not limit it any more.
-func (m *Manager) retryLocked(h *host) time.Time {
-	if h.trouble == nil {
-		return time.Time{}
-	}
-	first := h.trouble.Limits[m.authorities[0].Directory]
-	for _, a := range m.authorities[1:] {
-		if until := h.trouble.Limits[a.Directory]; until.Before(first) {
-			first = until
-		}
-	}
-	return later(first, h.retry())
+	return later(later(expiry, h.retry(now)), now).Add(troubleAge + time.Second)
 }
 
 // requeueLocked puts a host in the queue for what is next due for it.
@@ -934,7 +1018,7 @@ func (m *Manager) askFirst(f *flight) {
 		h.asked.Store(false)
 		h.managed = false
 	}
-	m.landLocked(f, nil, &HostError{Host: h.name, Err: err, Retry: h.retry()})
+	m.landLocked(f, nil, &HostError{Host: h.name, Err: err, Retry: h.retry(now)})
 }
 
 // launchLocked starts the flights that wait for a token, as long as there are
@@ -958,7 +1042,12 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				return time.Time{} // a landing pokes
 			}
 			f := item.Value
+			if !m.dueStillLocked(f, now) {
+				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: ErrHostNotAllowed})
+				continue
+			}
 			if until, err := m.openLocked(f.host, nil, now); err != nil {
+				f.host.shut = until
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
 				continue
 			}
@@ -971,6 +1060,29 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 		}
 	}
 	return time.Time{}
+}
+
+// dueStillLocked reports whether a flight that waited for its token is still
+// to be made: the list may have changed since, or another process that shares
+// the state may have renewed the certificate.
+func (m *Manager) dueStillLocked(f *flight, now time.Time) bool {
+	h := f.host
+	if m.awaited[f] > 0 {
+		return m.judgeLocked(h.name, h) != refused
+	}
+	return m.wantedLocked(h, now) && (h.notAfter == f.notAfter || !now.Before(h.expiry()))
+}
+
+// overtaken returns the host's certificate if it has another by now than when
+// the flight began, which nobody asked to be replaced.
+func (m *Manager) overtaken(f *flight) *tls.Certificate {
+	m.mu.Lock()
+	other := f.host.notAfter != f.notAfter && !f.renew
+	m.mu.Unlock()
+	if !other {
+		return nil
+	}
+	return m.live(f.host.name)
 }
 
 // warnEvery is how often the renewals that wait are held against Limit.
@@ -1009,9 +1121,9 @@ func (m *Manager) startLocked(f *flight) {
 }
 
 // fly is a flight: it asks Allow, if it must, and the CAs.
-func (m *Manager) fly(f *flight, ask bool, conn net.Conn) {
+func (m *Manager) fly(f *flight, ask bool, hello *tls.ClientHelloInfo) {
 	if ask {
-		if err := m.admitted(f, conn); err != nil {
+		if err := m.admitted(f, hello); err != nil {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			f.host.asked.Store(false)

@@ -65,8 +65,9 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 }
 
 // certificate returns the certificate that is to be served for a host, and
-// whether the caller had to wait for it. A nil conn means that no client does.
-func (m *Manager) certificate(ctx context.Context, name string, conn net.Conn) (cert *tls.Certificate, waited bool, err error) {
+// whether the caller had to wait for it. A nil hello means that the program
+// asks, and no client.
+func (m *Manager) certificate(ctx context.Context, name string, hello *tls.ClientHelloInfo) (cert *tls.Certificate, waited bool, err error) {
 	m.begin()
 	if cert := m.own.Get(name); cert != nil {
 		return cert, false, nil
@@ -80,7 +81,7 @@ func (m *Manager) certificate(ctx context.Context, name string, conn net.Conn) (
 		}
 	}
 	m.mu.Lock()
-	f, err := m.joinLocked(name, conn)
+	f, err := m.joinLocked(name, hello)
 	m.mu.Unlock()
 	if err != nil {
 		return nil, false, err
@@ -223,16 +224,13 @@ func quote(s string) string {
 // one is served. It is kept in memory only; cert must not be changed after.
 // The error says why it can't be used.
 func (m *Manager) AddCertificate(cert tls.Certificate) error {
-	names, err := m.own.Add(cert, time.Now())
-	if err != nil {
+	if _, err := m.own.Add(cert, time.Now()); err != nil {
 		return fmt.Errorf("letsencrypt: AddCertificate: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, name := range names {
-		if h := m.hosts.Get(name); h != nil {
-			m.requeueLocked(h)
-		}
+	for _, h := range m.hosts.All() { // a wildcard is for many
+		m.requeueLocked(h)
 	}
 	return nil
 }

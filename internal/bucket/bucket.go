@@ -27,10 +27,23 @@ type Set struct {
 	spent bool      // tokens were taken since Levels
 }
 
+// maxAhead is how far ahead of the clock the last time may be and be believed.
+const maxAhead = 24 * time.Hour
+
 // now returns the time on the wall, and never one before the last: a clock set
-// back must not fill the buckets.
+// back must not fill the buckets. But a clock that was far ahead for a while
+// must not keep them from ever filling again.
 func (s *Set) now() time.Time {
-	if now := time.Now().Round(0); now.After(s.wall) {
+	now := time.Now().Round(0)
+	if s.wall.Sub(now) > maxAhead {
+		for _, lim := range s.Buckets {
+			if lim != nil {
+				lim.SetBurstAt(now, lim.Burst()) // which has it count from now on
+			}
+		}
+		s.wall = now
+	}
+	if now.After(s.wall) {
 		s.wall = now
 	}
 	return s.wall
@@ -43,6 +56,9 @@ func (s *Set) Restore(levels map[string]Level) {
 		lim := s.Buckets[name]
 		if lim == nil {
 			continue
+		}
+		if l.At.Sub(time.Now()) > maxAhead {
+			l.At = time.Now().Round(0)
 		}
 		if l.At.After(s.wall) {
 			s.wall = l.At

@@ -244,7 +244,12 @@ func (c *Client) Update(ctx context.Context, contact []string) error {
 	if _, err := c.Directory(ctx); err != nil {
 		return err
 	}
-	_, err := c.acme().UpdateReg(ctx, &acme.Account{Contact: contact})
+	if contact == nil {
+		contact = []string{} // which takes the addresses away; x/crypto would leave the member out
+	}
+	_, err := c.post(ctx, c.KID(), struct {
+		Contact []string `json:"contact"`
+	}{contact})
 	if err != nil {
 		return failAccount("updating the account", err)
 	}

@@ -125,5 +125,22 @@ func (s *Set) Expire(now time.Time) (names []string) {
 	return names
 }
 
+// Next returns when the first of the certificates expires, zero if there is
+// none.
+func (s *Set) Next() time.Time {
+	if !s.any.Load() {
+		return time.Time{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := s.list[0].cert.Leaf.NotAfter
+	for _, e := range s.list {
+		if e.cert.Leaf.NotAfter.Before(first) {
+			first = e.cert.Leaf.NotAfter
+		}
+	}
+	return first
+}
+
 // All yields the names that certificates are served for, and those.
 func (s *Set) All() iter.Seq2[string, *tls.Certificate] { return s.byName.All() }
