@@ -57,7 +57,7 @@ func (s *Set) Restore(levels map[string]Level) {
 		if lim == nil {
 			continue
 		}
-		if l.At.Sub(time.Now()) > maxAhead {
+		if time.Until(l.At) > maxAhead {
 			l.At = time.Now().Round(0)
 		}
 		if l.At.After(s.wall) {

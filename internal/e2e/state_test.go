@@ -521,7 +521,7 @@ func TestCacheFileTakesNothingFromWatch(t *testing.T) {
 		ca := catest.New(t)
 		file := filepath.Join(t.TempDir(), "cache")
 		m := cached(t, ca, file)
-		if m.Watch() != m.Watch() {
+		if first, second := m.Watch(), m.Watch(); first != second {
 			t.Error("two calls return two channels")
 		}
 		<-m.Watch()
