@@ -466,8 +466,10 @@ func (m *Manager) SetHosts(hosts []string) {
 // tls-alpn-01 validations, which reach it only if the tls.Config's NextProtos
 // lists "acme-tls/1", as TLSConfig's does.
 //
-// The error is a *HostError, or http.ErrServerClosed after Shutdown. The
-// certificate must not be modified.
+// The error wraps a *HostError, or http.ErrServerClosed after Shutdown; its text
+// is fit for a server's log. The certificate must not be modified. A connection
+// whose handshake had to wait gets ten seconds for the rest of it, whatever its
+// deadline was, and has none afterwards, unless it is an http.Server's.
 func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if challenge.IsValidation(hello) {
 		return m.validation(hello)
@@ -481,13 +483,16 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	}
 	name, err := m.helloName(hello)
 	if err != nil {
-		return nil, &HostError{Host: quote(hello.ServerName), Err: fmt.Errorf("%w: %w", ErrHostNotAllowed, err)}
+		return nil, &handshakeError{&HostError{Host: quote(hello.ServerName), Err: fmt.Errorf("%w: %w", ErrHostNotAllowed, err)}}
 	}
 	cert, waited, err := m.certificate(helloContext(hello), name, hello)
 	if waited {
 		extend(hello)
 	}
-	return cert, err
+	if err != nil {
+		return nil, &handshakeError{err}
+	}
+	return cert, nil
 }
 
 // Cert returns a host's certificate. If there is none it obtains one, if that

@@ -389,13 +389,17 @@ func ask(ctx context.Context, client *http.Client, service, host string) error {
 	q := u.Query()
 	q.Set("domain", host)
 	u.RawQuery = q.Encode()
+	plain := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path} // what errors say: the query may hold a secret
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return err
 	}
 	res, err := client.Do(req)
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return &url.Error{Op: e.Op, URL: plain.String(), Err: e.Err} // which is a net.Error
+	}
 	if err != nil {
-		return err // a *url.Error, which is a net.Error
+		return err
 	}
 	defer res.Body.Close()
 	io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10)) // so that the connection can be used again
@@ -403,9 +407,9 @@ func ask(ctx context.Context, client *http.Client, service, host string) error {
 	case res.StatusCode/100 == 2:
 		return nil
 	case res.StatusCode >= 500:
-		return &url.Error{Op: "Get", URL: service, Err: errors.New(res.Status)}
+		return &url.Error{Op: "Get", URL: plain.String(), Err: errors.New(res.Status)}
 	}
-	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, service, res.Status)
+	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, plain.String(), res.Status)
 }
 
 // A trouble is what is known of a host's failures since it last succeeded.
@@ -852,8 +856,9 @@ func later(a, b time.Time) time.Time {
 
 // housekeepLocked does what is done by the minute.
 func (m *Manager) housekeepLocked(now time.Time) {
+	expiry := m.own.Next()
 	for _, name := range m.own.Expire(now) {
-		m.reportLocked(Event{Kind: EventExpired, Host: name, Err: errors.New("the program's own certificate")})
+		m.reportLocked(Event{Kind: EventExpired, Host: name, NotAfter: expiry, Err: errors.New("the program's own certificate")})
 	}
 	if now.Before(m.looked.Add(-clockSlack)) {
 		m.clockBackLocked(now)

@@ -203,8 +203,18 @@ func extend(hello *tls.ClientHelloInfo) {
 		return
 	}
 	conn.SetDeadline(time.Now().Add(handshakeTimeout)) // an error shows when the handshake goes on
+	if s, ok := ctx.Value(http.ServerContextKey).(*http.Server); ok && (s.ReadHeaderTimeout > 0 || s.ReadTimeout > 0 || s.WriteTimeout > 0) {
+		return // it bounds handshakes, and so sets the deadline that comes after
+	}
 	context.AfterFunc(ctx, func() { conn.SetDeadline(time.Time{}) })
 }
+
+// A handshakeError is why a handshake failed. Servers log it as it is, so its
+// text is fit for that; what it wraps is whole.
+type handshakeError struct{ error }
+
+func (e *handshakeError) Error() string { return event.Redact(e.error) }
+func (e *handshakeError) Unwrap() error { return e.error }
 
 // quote returns a name as a client or program wrote it, fit to be printed.
 func quote(s string) string {

@@ -32,9 +32,10 @@ func (q *Queue[E]) Add(e E) (idle bool) {
 // Drain delivers the events until there are none left. It returns at once if
 // another Drain is at it.
 func (q *Queue[E]) Drain() {
+	// No deferred unlocking: a Deliver that panics holds nothing.
 	q.mu.Lock()
-	defer q.mu.Unlock()
 	if q.busy {
+		q.mu.Unlock()
 		return
 	}
 	q.busy = true
@@ -46,4 +47,5 @@ func (q *Queue[E]) Drain() {
 		q.mu.Lock()
 	}
 	q.busy = false
+	q.mu.Unlock()
 }
