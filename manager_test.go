@@ -702,6 +702,27 @@ func TestPausedCA(t *testing.T) {
 	}
 }
 
+func TestErrorNamesEachCABesideItsOwnFailure(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		m := newManager(t, first, second)
+		said := map[*catest.CA]string{first: "no, says the first", second: "no, says the second"}
+		for ca, words := range said {
+			ca.RefuseOrder = func([]string, string) *catest.Error {
+				return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: words}
+			}
+		}
+		_, err := get(m, "a.example.com")
+		wantHostError(t, err, "a.example.com")
+		for ca, words := range said {
+			before, _, ok := strings.Cut(err.Error(), words)
+			if !ok || !strings.HasPrefix(before[max(0, strings.LastIndex(before, "https://")):], ca.Directory()+": ") {
+				t.Errorf("error %v, want %q and before it %s", err, words, ca.Directory())
+			}
+		}
+	})
+}
+
 // Hosts that a CA limits.
 
 func TestLimitedHostWaitsAndOthersGoOn(t *testing.T) {
@@ -741,6 +762,98 @@ func TestLimitedHostWaitsAndOthersGoOn(t *testing.T) {
 			t.Errorf("asked %d times in all, want twice", n)
 		}
 	})
+}
+
+// TestLimitOnTheSecondChallengesOrderIsHeeded is about how Let's Encrypt says
+// that too many validations failed: to the order that follows one.
+func TestLimitOnTheSecondChallengesOrderIsHeeded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Fault(catest.On("newOrder", 2, catest.Problem(429, "rateLimited", "too many failed validations", "7200")))
+		m := newManager(t, ca)
+		m.HTTPHandler(nil)
+		point([]*catest.CA{ca}, nil, nil)
+		begin := time.Now()
+		err := m.Manage(t.Context(), "a.example.com")
+		he := wantHostError(t, err, "a.example.com")
+		if left := he.Retry.Sub(begin); left < 2*time.Hour || left > 2*time.Hour+time.Minute {
+			t.Errorf("Retry is in %v, want the two hours of the Retry-After", left)
+		}
+		for _, words := range []string{"too many failed validations", "connection"} {
+			if !strings.Contains(err.Error(), words) {
+				t.Errorf("error %v, want %q in it", err, words)
+			}
+		}
+		point([]*catest.CA{ca}, m.TLSConfig(), m)
+		pass(2*time.Hour - time.Second)
+		wantCount(t, ca, "newOrder", 2)
+		pass(time.Minute)
+		mustGet(t, m, "a.example.com")
+		wantCount(t, ca, "newOrder", 3)
+	})
+}
+
+func TestHostLimitedAtOneCAWhileTheOtherIsDown(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		limit        time.Duration // at the first CA
+		down         time.Duration // the second CA, from the first day on
+		renewedFirst bool          // by the first CA
+	}{
+		{"the limit ends first", 4 * day, 30 * day, true},
+		{"the CA is back first", 10 * day, 3 * day, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) { limitedAndDown(t, tt.limit, tt.down, tt.renewedFirst) })
+		})
+	}
+}
+
+func limitedAndDown(t *testing.T, limit, down time.Duration, renewedFirst bool) {
+	first, second := newCA(t, "one.test"), newCA(t, "two.test")
+	first.Lifetime, second.Lifetime = 6*day, 6*day
+	opens := time.Now().Add(limit)
+	first.RefuseOrder = func([]string, string) *catest.Error {
+		if left := time.Until(opens); left > 0 {
+			return rateLimited(fmt.Sprint(int(left.Seconds())))
+		}
+		return nil
+	}
+	m := newManager(t, first, second)
+	m.Limit = unlimited()
+	var asked atomic.Int64 // once for each attempt that begins
+	m.Allow = func(context.Context, string) error { asked.Add(1); return nil }
+	hosts := []string{"a.example.com", "b.example.com", "c.example.com"} // of one owner
+	if err := m.Manage(t.Context(), hosts...); err != nil {
+		t.Fatal(err)
+	}
+	pass(day)
+	second.Fault(catest.Down)
+	from := asked.Load()
+	for end := time.Now().Add(min(limit-day, down) - time.Minute); time.Now().Before(end); {
+		pass(time.Minute) // a loop would take for ever
+		if n := asked.Load() - from; n > 1000 {
+			t.Fatalf("%d attempts began while no CA took orders, want a few for each pause", n)
+		}
+	}
+	if asked.Load() == from {
+		t.Error("no attempt began, want the renewals to have fallen due")
+	}
+	wantCount(t, first, "newOrder", len(hosts))
+	if !renewedFirst {
+		second.Fault(nil)
+	}
+	pass(2 * time.Hour) // a pause of the CA may have just begun
+	issuer := second
+	if renewedFirst {
+		issuer = first
+	}
+	for _, host := range hosts {
+		mustGet(t, m, host)
+		if s := m.Status(host)[0]; s.CA != issuer.Directory() || time.Until(s.NotAfter) < 5*day {
+			t.Errorf("%s has a certificate of %s until %v, want a new one of %s", host, s.CA, s.NotAfter, issuer.Directory())
+		}
+	}
 }
 
 func TestHostsOfSeveralOwnersLimitedPauseTheCA(t *testing.T) {
@@ -1024,6 +1137,47 @@ func TestManageWaitsForTokensUntilItsContextEnds(t *testing.T) {
 	})
 }
 
+func TestHostsTakenOffTheListAreNotOrdered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		y := new(tally)
+		ca.RefuseOrder = y.refuse
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+		wrong := hostNames(5)
+		m.SetHosts(wrong)
+		err := m.Manage(deadline(t, time.Minute), wrong...) // one of them has the token
+		wantHostError(t, err, wrong[1])
+		wantCount(t, ca, "newOrder", 1)
+		right := []string{"a.example.com", "b.example.com"}
+		m.SetHosts(right)
+		if err := m.Manage(deadline(t, 150*time.Minute), right...); err != nil {
+			t.Errorf("Manage = %v, want the next two tokens for the hosts on the list", err)
+		}
+		pass(day)
+		wantCount(t, ca, "newOrder", 3)
+	})
+}
+
+func TestManageThatWaitsIsToldOfTheNewList(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+		mustGet(t, m, "first.example.com")
+		waiting := make(chan error)
+		go func() { waiting <- m.Manage(t.Context(), "a.example.com") }()
+		pass(time.Minute)
+		m.SetHosts([]string{})
+		err := <-waiting
+		wantHostError(t, err, "a.example.com")
+		if !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("Manage = %v, want %v", err, letsencrypt.ErrHostNotAllowed)
+		}
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
 func TestRenewalPastItsMomentGoesBeforeHandshakes(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		ca := catest.New(t)
@@ -1186,6 +1340,30 @@ func TestCertManageAndRenewObeyTheList(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestCertMayNameAnyHostWhereNothingRules(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.NewHostLimit = rate.NewLimiter(rate.Every(day), 1)
+		wantAllowed(t, m, ca, false, "intranet") // for clients it is no name
+		_, err := m.Cert("intranet")
+		wantHostError(t, err, "intranet")
+		if !strings.Contains(err.Error(), "no public name") {
+			t.Errorf("Cert(intranet) = %v, want what the CA says", err)
+		}
+		_, err = m.Cert("extranet")
+		wantHostError(t, err, "extranet")
+		if !errors.Is(err, letsencrypt.ErrRateLimited) {
+			t.Errorf("Cert(extranet) = %v, want %v", err, letsencrypt.ErrRateLimited)
+		}
+		wantCount(t, ca, "newOrder", 1)
+		m.SetHosts([]string{"a.example.com"})
+		if _, err := m.Cert("extranet"); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("Cert(extranet) with a list = %v, want %v", err, letsencrypt.ErrHostNotAllowed)
+		}
+	})
 }
 
 func TestListAndAllow(t *testing.T) {
@@ -1667,6 +1845,29 @@ func TestRenewSkipsTheBackoffOnce(t *testing.T) {
 	})
 }
 
+func TestManageWithinTheBackoffIsTriedAgainAfterIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		y := &tally{with: func(string) *catest.Error {
+			return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: "no"}
+		}}
+		ca.RefuseOrder = y.refuse
+		m := newManager(t, ca)
+		if _, err := get(m, "a.example.com"); err == nil {
+			t.Fatal("a certificate from nowhere")
+		}
+		y.change(nil)
+		he := wantHostError(t, m.Manage(t.Context(), "a.example.com"), "a.example.com")
+		if n := y.of("a.example.com"); n != 1 || time.Until(he.Retry) > 2*time.Minute {
+			t.Errorf("asked %d times, and again in %v, want the first back-off to hold", n, time.Until(he.Retry))
+		}
+		pass(time.Until(he.Retry) + time.Second)
+		if s := m.Status("a.example.com")[0]; s.Serial == "" {
+			t.Errorf("no certificate after the back-off: %v", s.Err)
+		}
+	})
+}
+
 func TestOneBadHostOfFifty(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		ca := catest.New(t)
@@ -2115,6 +2316,47 @@ func TestRegisterAgainChangesTheAddress(t *testing.T) {
 	})
 }
 
+func TestRegisterWithoutAnAddressTakesItAway(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		for _, email := range []string{"a@example.com", ""} {
+			if err := m.Register(email, nil); err != nil {
+				t.Fatalf("Register(%q) = %v, want nil", email, err)
+			}
+		}
+		if accounts := ca.Accounts(); len(accounts) != 1 || len(accounts[0].Contact) != 0 {
+			t.Errorf("accounts %+v, want one without a contact", accounts)
+		}
+	})
+}
+
+func TestAgreementAfterARefusalFreesTheHostsAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Terms = "https://ca.test/terms"
+		m := newManager(t, ca)
+		if err := m.Register("", func(string) bool { return false }); err == nil {
+			t.Fatal("Register = nil, want an error about the terms")
+		}
+		wantHostError(t, m.Manage(t.Context(), "a.example.com"), "a.example.com")
+		_, err := get(m, "b.example.com")
+		wantHostError(t, err, "b.example.com")
+		pass(time.Hour) // a's back-off is half an hour by now
+		if _, again := get(m, "b.example.com"); again == nil {
+			t.Fatal("a certificate without agreement")
+		}
+		if err := m.Register("", func(string) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+		mustGet(t, m, "b.example.com")
+		pass(time.Second)
+		if s := m.Status("a.example.com")[0]; s.Serial == "" || s.Err != nil {
+			t.Errorf("a.example.com, which Manage was given: %+v, want a certificate", s)
+		}
+	})
+}
+
 func TestOtherCAsGetTheSameAddress(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		first, second := newCA(t, "one.test"), newCA(t, "two.test")
@@ -2182,6 +2424,79 @@ func TestClockBeforeOurNewestCertificateOrdersNothing(t *testing.T) {
 	})
 }
 
+// TestClockThatWasAheadIsGotOver has a clock go back to 2000 that said 2040 for
+// two days, in which all that failed was noted with times of then.
+func TestClockThatWasAheadIsGotOver(t *testing.T) {
+	const ahead = 40 * 365 * day
+	for _, tt := range []struct {
+		name  string
+		skew  time.Duration
+		fault catest.Script
+	}{
+		{"and differed from the CA's", -ahead, nil},
+		{"and the CA was down", 0, catest.Down},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var blob string
+			synctest.Test(t, func(t *testing.T) {
+				m := newManager(t, catest.New(t))
+				mustGet(t, m, "a.example.com")
+				blob = m.Marshal()
+			})
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(ahead)
+				ca := catest.New(t)
+				ca.Skew = tt.skew
+				ca.Fault(tt.fault)
+				m := newManager(t, ca)
+				if err := m.Unmarshal(blob); err != nil {
+					t.Fatal(err)
+				}
+				blob = spoilt(t, m)
+				wantCount(t, ca, "newOrder", 0)
+			})
+			synctest.Test(t, func(t *testing.T) { gotOver(t, blob) })
+		})
+	}
+}
+
+// spoilt returns the state of a Manager that could obtain nothing for two days
+// and has no token left.
+func spoilt(t *testing.T, m *letsencrypt.Manager) string {
+	m.Limit = rate.NewLimiter(rate.Every(6*time.Hour), 1)
+	m.SetHosts([]string{"a.example.com", "b.example.com"})
+	for range 48 {
+		if _, err := get(m, "a.example.com"); err == nil {
+			t.Fatal("a certificate from nowhere")
+		}
+		m.Manage(deadline(t, time.Minute), "b.example.com")
+		pass(time.Hour)
+	}
+	return m.Marshal()
+}
+
+// gotOver reports an error unless a Manager that has the state soon has what
+// it lacks, and keeps it.
+func gotOver(t *testing.T, blob string) {
+	ca := catest.New(t)
+	m := newManager(t, ca)
+	m.Limit = rate.NewLimiter(rate.Every(6*time.Hour), 1)
+	if err := m.Unmarshal(blob); err != nil {
+		t.Fatal(err)
+	}
+	mustGet(t, m, "a.example.com")
+	pass(13 * time.Hour) // two tokens come in that time
+	mustGet(t, m, "b.example.com")
+	pass(100 * day)
+	for _, host := range []string{"a.example.com", "b.example.com"} {
+		mustGet(t, m, host)
+	}
+	if n := len(ca.Orders()); n != 3 { // a's was renewed, b's obtained and renewed
+		t.Errorf("%d orders in a hundred days, want 3", n)
+	}
+}
+
 // deadline returns a context that ends after d, or with the test.
 func deadline(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -2201,7 +2516,9 @@ func TestShutdown(t *testing.T) {
 		go func() { waiting <- m.Manage(t.Context(), "b.example.com") }()
 		synctest.Wait()
 		shutdown(t, m)
-		if err := <-waiting; !errors.Is(err, http.ErrServerClosed) {
+		err := <-waiting
+		wantHostError(t, err, "b.example.com")
+		if !errors.Is(err, http.ErrServerClosed) {
 			t.Errorf("a waiting Manage = %v, want %v", err, http.ErrServerClosed)
 		}
 		shutdown(t, m)
@@ -2212,10 +2529,11 @@ func TestShutdown(t *testing.T) {
 		_, getErr := get(m, "c.example.com")
 		_, certErr := m.Cert("c.example.com")
 		_, listenErr := m.Listen()
+		manageErr, renewErr := m.Manage(t.Context(), "c.example.com"), m.Renew(t.Context(), "a.example.com")
+		wantHostError(t, manageErr, "c.example.com")
+		wantHostError(t, renewErr, "a.example.com")
 		for method, err := range map[string]error{
-			"GetCertificate": getErr, "Cert": certErr, "Listen": listenErr,
-			"Manage":     m.Manage(t.Context(), "c.example.com"),
-			"Renew":      m.Renew(t.Context(), "a.example.com"),
+			"GetCertificate": getErr, "Cert": certErr, "Listen": listenErr, "Manage": manageErr, "Renew": renewErr,
 			"Register":   m.Register("a@example.com", nil),
 			"Serve":      m.Serve(),
 			"ServeHTTPS": m.ServeHTTPS(),
@@ -2371,6 +2689,47 @@ func TestOwnCertificateWinsUntilItExpires(t *testing.T) {
 		if expired := d.of(letsencrypt.EventExpired); len(expired) != 2 {
 			t.Errorf("events %+v, want one for each certificate of the program's that expired", expired)
 		}
+	})
+}
+
+func TestOwnCertificateIsNotServedPastItsExpiry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		mustGet(t, m, "first.example.com") // so that it is at work, and the minute begins
+		pass(7 * time.Second)
+		own := selfSigned(t, time.Now(), 90*time.Second, "a.example.com")
+		mustAdd(t, m, own)
+		pass(89 * time.Second)
+		wantOwn(t, m, own, "a.example.com")
+		pass(time.Second)
+		mustGet(t, m, "a.example.com")
+	})
+}
+
+func TestExpiryOfAnOwnWildcardLeavesNoGap(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.HTTPSAddr = "127.0.0.1:0"
+		hosts := []string{"a.example.com", "b.example.com"}
+		m.SetHosts(hosts)
+		own := selfSigned(t, time.Now(), 30*day, "*.example.com")
+		mustAdd(t, m, own)
+		ln, err := m.Listen() // from now on it obtains what the list lacks
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.Close()
+		pass(28 * day)
+		wantCount(t, ca, "newOrder", 0)
+		pass(2*day - time.Second)
+		wantOwn(t, m, own, hosts...)
+		wantCount(t, ca, "newOrder", len(hosts))
+		pass(time.Second)
+		for _, host := range hosts {
+			mustGet(t, m, host)
+		}
+		wantCount(t, ca, "newOrder", len(hosts))
 	})
 }
 
@@ -2539,6 +2898,24 @@ func TestEventsComeInOrderAndEachIsALogLine(t *testing.T) {
 			if lines, events := len(d.lines(words...)), len(d.of(kind)); lines != events {
 				t.Errorf("%d lines of the log and %d events of kind %q, want as many", lines, events, kind)
 			}
+		}
+	})
+}
+
+func TestFailureWithoutACertificateHasNoExpiry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Fault(catest.Down)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		wantHostError(t, m.Manage(t.Context(), "a.example.com"), "a.example.com")
+		for _, e := range d.of(letsencrypt.EventFailed) {
+			if !e.NotAfter.IsZero() {
+				t.Errorf("event %+v, want a zero NotAfter", e)
+			}
+		}
+		if n := len(d.of(letsencrypt.EventFailed)); n != 1 {
+			t.Errorf("%d events of a failure, want 1", n)
 		}
 	})
 }
