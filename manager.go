@@ -115,6 +115,7 @@
 package letsencrypt
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -195,6 +196,8 @@ type Manager struct {
 	// than a thousand events, the next ones are dropped, and counted in
 	// Event.Dropped. It may call any method but Shutdown.
 	OnEvent func(Event)
+
+	once sync.Once // of begin
 
 	mu          sync.Mutex // guards what follows, up to the blank line; held for memory only
 	started     bool
@@ -356,12 +359,11 @@ func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
 }
 
 // begin makes the Manager ready for work, at its first use.
-func (m *Manager) begin() {
+func (m *Manager) begin() { m.once.Do(m.beginOnce) }
+
+func (m *Manager) beginOnce() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.started {
-		return
-	}
 	m.started = true
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.poke = make(chan struct{}, 1)
@@ -431,18 +433,21 @@ func (m *Manager) Register(email string, prompt func(tosURL string) bool) error 
 
 // Registered reports whether there is an account at the first CA.
 func (m *Manager) Registered() bool {
-	m.begin()
+	first := LetsEncrypt
+	if len(m.CAs) > 0 {
+		first = cmp.Or(m.CAs[0].Directory, first)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.accounts[m.authorities[0].Directory].URL != ""
+	return m.accounts[first].URL != ""
 }
 
 // SetHosts lists the hosts that may have certificates, in place of any list
-// before: names, wildcards and IP addresses. An empty list allows no host, a
+// before: names and IP addresses. An empty list allows no host, a
 // nil one lifts the list. What is not on the list is for Allow to say, if that
 // is set; certificates held already are served till they expire.
 //
-// An entry that is no host (a URL, host:443) is logged, shown in Status, and
+// An entry that is no host (a URL, host:443) or a wildcard is logged, shown in Status, and
 // never asked for. Serve, ServeHTTPS and Listen obtain what the list lacks by
 // themselves. The list is part of the state, and in place of one read from a
 // cache file, whichever came first.
@@ -467,9 +472,11 @@ func (m *Manager) SetHosts(hosts []string) {
 // lists "acme-tls/1", as TLSConfig's does.
 //
 // The error wraps a *HostError, or http.ErrServerClosed after Shutdown; its text
-// is fit for a server's log. The certificate must not be modified. A connection
-// whose handshake had to wait gets ten seconds for the rest of it, whatever its
-// deadline was, and has none afterwards, unless it is an http.Server's.
+// is fit for a server's log. The certificate must not be modified, and its Leaf
+// may be nil: Cert sets it. If a handshake waited for the CA, its connection's
+// deadline is replaced: ten seconds for the rest of the handshake, then none. An
+// http.Server sets its own again; a program that accepts connections itself must
+// too.
 func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if challenge.IsValidation(hello) {
 		return m.validation(hello)
@@ -545,7 +552,8 @@ func (m *Manager) Manage(ctx context.Context, hosts ...string) error {
 }
 
 // Renew replaces a host's certificate now, whatever its age, and blocks until
-// that is done, has failed, or ctx ends. It joins an attempt under way, and
+// that is done, has failed, or ctx ends, which may be while it waits for a token
+// of Limit. It joins an attempt under way, and
 // makes one whatever failed before. The error is a *HostError.
 func (m *Manager) Renew(ctx context.Context, host string) error {
 	m.begin()

@@ -120,7 +120,7 @@ func (m *Manager) putLocked(rs ...journal.Record) {
 	m.dirty = true
 	urgent := false
 	for _, r := range rs {
-		urgent = urgent || r.Kind() == kindAccount || r.Kind() == kindCert
+		urgent = urgent || r.Kind() == kindAccount || r.Kind() == kindCert || r.Kind() == kindOrder
 	}
 	m.tellLocked(urgent)
 	m.pokeLocked()
@@ -158,6 +158,7 @@ func (m *Manager) sync() error {
 		m.unwritten = err
 	case m.unwritten != nil && seq >= m.unwrittenTo: // else it was another write, before
 		m.unwritten = nil
+		m.pokeLocked()
 		m.reportLocked(Event{Kind: EventState})
 	}
 	return err
@@ -401,8 +402,8 @@ func (m *Manager) Watch() <-chan struct{} {
 	return m.watch
 }
 
-// watchEvery is how often Watch is told of changes other than to accounts and
-// certificates.
+// watchEvery is how often Watch is told of changes other than to accounts,
+// orders and certificates.
 const watchEvery = time.Second
 
 // tellLocked tells Watch's reader of a change, at once or, if it is not urgent
@@ -412,7 +413,7 @@ func (m *Manager) tellLocked(urgent bool) {
 		return
 	}
 	now := time.Now()
-	if !urgent && m.started && now.Sub(m.notified) < watchEvery {
+	if !urgent && m.started && !m.closed && now.Sub(m.notified) < watchEvery {
 		m.owed = true
 		return
 	}
@@ -460,10 +461,12 @@ func (m *Manager) writable() error {
 		m.logger().Warn("letsencrypt: certificates are kept in memory alone and lost when the program ends: see CacheFile")
 	}
 	if err := m.sync(); err != nil {
-		return fmt.Errorf("nothing is ordered while the state can't be written: %w", err)
+		return fmt.Errorf("%w: %w", errUnwritten, err)
 	}
 	return nil
 }
+
+var errUnwritten = errors.New("nothing is ordered while the state can't be written")
 
 func (m *Manager) addCALocked(c CA) {
 	c.Directory = cmp.Or(c.Directory, LetsEncrypt)
@@ -512,7 +515,7 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 func (m *Manager) pardonLocked() {
 	for _, h := range m.hosts.All() {
 		if h.trouble != nil && strings.Contains(h.trouble.Error, errTerms.Error()) {
-			m.setLocked(journal.Delete(kindBackoff, h.name))
+			m.setLocked(record(kindBackoff, h.name, trouble{Failed: h.trouble.Failed, Limits: h.trouble.Limits, Paused: h.trouble.Paused}))
 		}
 	}
 }
@@ -650,22 +653,18 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	kind, now := EventObtained, time.Now().Round(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	limits := make(map[string]time.Time) // of the CAs that did not issue, while they last
+	var limits trouble // of the CAs that did not issue
 	if h.trouble != nil {
 		h.early = h.trouble.Early
-		for ca, until := range h.trouble.Limits {
-			if until.After(now) {
-				limits[ca] = until
-			}
-		}
+		limits.Limits, limits.Paused = h.trouble.Limits, h.trouble.Paused
 	}
 	for _, kind := range []string{kindBackoff, kindMoment} {
 		if _, ok := m.log.Get(kind, h.name); ok {
 			m.setLocked(journal.Delete(kind, h.name))
 		}
 	}
-	if len(limits) > 0 {
-		m.setLocked(record(kindBackoff, h.name, trouble{Limits: limits}))
+	if len(limits.Limits)+len(limits.Paused) > 0 {
+		m.setLocked(record(kindBackoff, h.name, limits))
 	}
 	if h.held() {
 		kind = EventRenewed

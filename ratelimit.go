@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"example.com/letsencrypt/internal/bucket"
@@ -63,6 +64,8 @@ type schedule struct {
 	awaited    map[*flight]int      // flights that Manage or Renew wait for, and how many do
 	background int                  // flights under way that started from a queue
 	waiters    int                  // handshakes and Cert calls that wait for a flight
+	clients    int                  // flights that one of those started
+	questions  int                  // to Allow, about hosts that are due
 	polls      int                  // questions for renewal information under way
 
 	buckets  bucket.Set
@@ -143,6 +146,7 @@ type flight struct {
 	notAfter   int64 // of the certificate that it is to replace
 	renew      bool  // whatever there is already
 	waiters    int   // clients; guarded by m.mu
+	client     bool  // one started it
 	background bool
 }
 
@@ -197,6 +201,9 @@ func (m *Manager) relistLocked() {
 	m.badHosts = nil
 	for _, s := range m.list {
 		name, err := hostname.Canonical(s)
+		if err == nil && strings.HasPrefix(name, "*.") {
+			err = errWildcard
+		}
 		if err == nil {
 			on[name] = true
 			continue
@@ -222,6 +229,8 @@ func (m *Manager) relistLocked() {
 		m.requeueLocked(h)
 	}
 }
+
+var errWildcard = errors.New("a wildcard needs a challenge in the DNS, which is not supported: list the names, or bring the certificate with AddCertificate")
 
 // only returns the one address and the one host in the set, "" for none or many.
 func only(hosts map[string]bool) (addr, host string) {
@@ -312,6 +321,8 @@ func (m *Manager) allow(ctx context.Context, host string) error {
 	if ok && time.Now().Before(r.until) {
 		return r.err
 	}
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
 	err := m.Allow(ctx, host)
 	if err == nil {
 		return nil
@@ -406,7 +417,7 @@ func ask(ctx context.Context, client *http.Client, service, host string) error {
 	switch {
 	case res.StatusCode/100 == 2:
 		return nil
-	case res.StatusCode >= 500:
+	case res.StatusCode >= 500, res.StatusCode == http.StatusRequestTimeout, res.StatusCode == http.StatusTooManyRequests:
 		return &url.Error{Op: "Get", URL: plain.String(), Err: errors.New(res.Status)}
 	}
 	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, plain.String(), res.Status)
@@ -421,6 +432,7 @@ type trouble struct {
 	Error    string               `json:"err,omitempty"`
 	Failed   map[string]time.Time `json:"failed,omitempty"` // challenge types, and when they failed last
 	Limits   map[string]time.Time `json:"limits,omitempty"` // CAs that limit this host, and until when
+	Paused   map[string]time.Time `json:"paused,omitempty"` // CAs that a person must ask, and when we try again
 
 	err error // as it came; after a restart what Error says
 }
@@ -453,8 +465,9 @@ func backoff(n int, first, most time.Duration) time.Duration {
 var errPaused = errors.New("not asked for now")
 
 // admitLocked returns an error and a time if f may not order at the CA now.
-// After a pause one flight goes ahead to see whether the CA works again, and
-// all others wait for what becomes of it. A nil f asks for a flight to come.
+// After a pause one flight goes ahead to see whether the CA works again, the
+// one that claims to, and all others wait for what becomes of it. A nil f asks
+// for a flight to come.
 func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (until time.Time, err error) {
 	p := m.pauses[a.Directory]
 	switch {
@@ -463,23 +476,35 @@ func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (
 	case p.Failures > 0 && a.prober != nil && a.prober != f:
 		return now.Add(pauseFirst), fmt.Errorf("%w: %s", errPaused, p.Error)
 	}
-	if h != nil && h.trouble != nil {
-		if until := believe(h.trouble.Limits[a.Directory], now); now.Before(until) {
-			return until, fmt.Errorf("%w: %w", errPaused, h.trouble.cause())
-		}
+	if h == nil || h.trouble == nil {
+		return time.Time{}, nil
 	}
-	if p.Failures > 0 && f != nil {
-		a.prober = f
+	if until := believe(h.trouble.Limits[a.Directory], now); now.Before(until) {
+		return until, fmt.Errorf("%w: it limits this host", errPaused)
+	}
+	if until := believe(h.trouble.Paused[a.Directory], now); now.Before(until) && (f == nil || !f.renew) {
+		return until, fmt.Errorf("%w: it paused this host until a person acts", errPaused)
 	}
 	return time.Time{}, nil
 }
 
-// openLocked returns nil if some CA takes an order for the host now; f then is
-// the flight that will make it. Else it returns when the first will, and why
-// none does. A nil h asks for hosts in general.
+// claimLocked makes f the flight that sees whether the CA works again, if it
+// is not known to.
+func (m *Manager) claimLocked(a *authority, f *flight) {
+	if a.prober == nil && m.pauses[a.Directory].Failures > 0 {
+		a.prober = f
+	}
+}
+
+// openLocked returns nil if some CA takes f's order for the host now. Else it
+// returns when the first will, and why none does. A nil h asks for hosts in
+// general, a nil f for a flight to come.
 func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time, err error) {
 	if m.clockWrongLocked(now) {
 		return now.Add(lookEvery), clockError(now, m.newest)
+	}
+	if m.unwritten != nil {
+		return now.Add(lookEvery), fmt.Errorf("%w: %w", errUnwritten, m.unwritten)
 	}
 	var errs []error
 	for _, a := range m.authorities {
@@ -496,7 +521,8 @@ func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time
 // A failure is what an attempt came to that obtained nothing.
 type failure struct {
 	HostError
-	own bool // some of it is the host's, rather than everybody's
+	own  bool // some of it is the host's, rather than everybody's
+	ours bool // it is this program's or this machine's
 }
 
 // settle notes how the CA did, adds that to what failed before, and reports
@@ -520,15 +546,13 @@ func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (a
 		retry, _ = m.admitLocked(a, f.host, f, now)
 		another = true
 	case fault == nil:
-		failed.own = true
+		failed.ours = true
 	default:
 		failed.CA = a.Directory
 		failed.own = failed.own || own
+		failed.ours = fault.Class == ca.Ours
 		m.settleLocked(a, f.host, fault, now)
 		retry, _ = m.admitLocked(a, f.host, f, now)
-		if fault.Class == ca.Paused {
-			retry = now.Add(personMost)
-		}
 		another = fault.Class != ca.Ours && fault.Class != ca.Validation
 	}
 	if failed.Retry.IsZero() || !retry.IsZero() && retry.Before(failed.Retry) {
@@ -542,7 +566,7 @@ func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (a
 func faultsIn(err error) (last *ca.Failure, own bool) {
 	switch e := err.(type) {
 	case *ca.Failure:
-		return e, !e.CAWide()
+		return e, !e.CAWide() && e.Class != ca.Ours && e.Class != ca.NoAccount
 	case interface{ Unwrap() error }:
 		return faultsIn(e.Unwrap())
 	case interface{ Unwrap() []error }:
@@ -560,6 +584,9 @@ func (m *Manager) admit(f *flight, a *authority) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	_, err := m.admitLocked(a, f.host, f, time.Now().Round(0))
+	if err == nil {
+		m.claimLocked(a, f)
+	}
 	return err
 }
 
@@ -586,6 +613,30 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 	case f.Class == ca.Limited:
 		m.limitedLocked(a, h, f, now)
 	}
+	if f != nil && f.Class == ca.Paused {
+		h.trouble = h.trouble.with(func(t *trouble) { put(&t.Paused, a.Directory, now.Add(personMost)) })
+	}
+}
+
+// with returns a copy of t, which may be nil, as change leaves it. It is kept
+// with the failure of the whole attempt, or with the certificate.
+func (t *trouble) with(change func(*trouble)) *trouble {
+	c := new(trouble)
+	if t != nil {
+		*c = *t
+	}
+	change(c)
+	return c
+}
+
+// put sets a key of a map that others may hold: they keep theirs.
+func put(m *map[string]time.Time, key string, t time.Time) {
+	c := maps.Clone(*m)
+	if c == nil {
+		c = make(map[string]time.Time)
+	}
+	c[key] = t
+	*m = c
 }
 
 func (m *Manager) pauseLocked(a *authority, p pause, err error) {
@@ -604,16 +655,7 @@ type limited struct {
 // different owners in a row mean that it has enough of us.
 func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.Time) {
 	until := now.Add(max(f.Retry, backoffFirst))
-	t := new(trouble)
-	if h.trouble != nil {
-		*t = *h.trouble
-	}
-	t.Limits = maps.Clone(t.Limits)
-	if t.Limits == nil {
-		t.Limits = make(map[string]time.Time)
-	}
-	t.Limits[a.Directory] = until
-	h.trouble = t // it is kept with the failure of the whole attempt, or the certificate
+	h.trouble = h.trouble.with(func(t *trouble) { put(&t.Limits, a.Directory, until) })
 	if p, ok := m.pauses[a.Directory]; ok {
 		// It was to see whether the CA has enough of us still. That it has
 		// enough of this host need not mean so: another is to see, and soon.
@@ -653,16 +695,7 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 	if typ == "" || f.Class != ca.Validation {
 		return f
 	}
-	t := new(trouble)
-	if h.trouble != nil {
-		*t = *h.trouble
-	}
-	t.Failed = maps.Clone(t.Failed)
-	if t.Failed == nil {
-		t.Failed = make(map[string]time.Time)
-	}
-	t.Failed[typ] = time.Now().Round(0)
-	h.trouble = t // it is kept with the failure of the whole attempt
+	h.trouble = h.trouble.with(func(t *trouble) { put(&t.Failed, typ, time.Now().Round(0)) })
 	if v, ok := errors.AsType[*ca.ValidationError](f); ok && !v.Arrived {
 		return fmt.Errorf("%w; %s", f, challenge.Advice(typ, h.name, m.tlsReady))
 	}
@@ -673,21 +706,28 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 	t := &trouble{Failures: 0, Early: h.early}
 	if h.trouble != nil {
-		t.Failures, t.Failed, t.Limits = h.trouble.Failures, h.trouble.Failed, h.trouble.Limits
+		t.Failures, t.Failed, t.Limits, t.Paused = h.trouble.Failures, h.trouble.Failed, h.trouble.Limits, h.trouble.Paused
 	}
-	if f.own {
+	if f.own || f.ours {
 		t.Failures++
 	}
-	n := max(1, t.Failures)
+	n, most := max(1, t.Failures), backoffMost
 	if errors.Is(f.Err, errTooSoon) {
 		n = h.early
 	}
-	t.Retry = now.Add(backoff(n, backoffFirst, backoffMost))
+	if !f.own && f.ours {
+		most = pauseMost // what is wrong with us may be put right any moment
+	}
+	t.Retry = now.Add(backoff(n, backoffFirst, most))
 	if f.Retry.After(now) && (!f.own || f.Retry.After(t.Retry)) {
 		t.Retry = f.Retry.Add(rand.N(backoffFirst / 4))
 	}
 	f.Retry = t.Retry
 	t.CA, t.err, t.Error = f.CA, f.Err, f.Err.Error()
+	if last, _ := faultsIn(f.Err); last == nil && errors.Is(f.Err, errPaused) && h.lastError() != nil {
+		// Nobody was asked: what was said last is what there is to know.
+		t.CA, t.err, t.Error = h.trouble.CA, h.trouble.cause(), h.trouble.Error
+	}
 	m.setLocked(record(kindBackoff, h.name, t))
 	h.trouble = t // with err whole
 	m.requeueLocked(h)
@@ -711,7 +751,7 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (*flight, 
 		return nil, http.ErrServerClosed
 	case v == refused:
 		return fail(ErrHostNotAllowed, time.Time{})
-	case m.waiters >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
+	case m.waiters >= maxWaiters, m.clients >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
 		return fail(errBusy, now.Add(time.Second))
 	}
 	if h != nil && h.flight != nil && h.flight.queue == nil {
@@ -738,6 +778,8 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (*flight, 
 		return m.countedLocked(f), nil
 	}
 	f := newFlight(h)
+	f.client = true
+	m.clients++
 	m.requeueLocked(h)
 	m.goLocked(func() { m.fly(f, v == asking, hello) })
 	return m.countedLocked(f), nil
@@ -794,6 +836,9 @@ func (m *Manager) await(ctx context.Context, f *flight) error {
 	_, err := f.wait(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if f.queue != nil && ctx.Err() != nil {
+		err = &HostError{Host: f.host.name, Err: fmt.Errorf("%w: waiting for Limit: %w", ErrRateLimited, context.Cause(ctx))}
+	}
 	if m.awaited[f]--; m.awaited[f] <= 0 {
 		delete(m.awaited, f)
 	}
@@ -861,7 +906,7 @@ func (m *Manager) housekeepLocked(now time.Time) {
 		m.reportLocked(Event{Kind: EventExpired, Host: name, NotAfter: expiry, Err: errors.New("the program's own certificate")})
 	}
 	if now.Before(m.looked.Add(-clockSlack)) {
-		m.clockBackLocked(now)
+		m.clockBackLocked(now, m.looked)
 	}
 	m.looked = now
 	if now.Sub(m.leveled) >= levelEvery && m.buckets.Spent() {
@@ -877,13 +922,32 @@ func (m *Manager) housekeepLocked(now time.Time) {
 	}
 }
 
-// clockBackLocked makes up for a clock that was ahead for a while: what was
-// noted by it is not to be waited for.
-func (m *Manager) clockBackLocked(now time.Time) {
+// clockBackLocked makes up for a clock that was ahead, at was, for a while:
+// what was to be waited for by it is to be waited for as long by the right one.
+func (m *Manager) clockBackLocked(now, was time.Time) {
+	back := func(t time.Time) time.Time {
+		if t.After(was) {
+			return t.Add(now.Sub(was))
+		}
+		return t
+	}
 	m.refusals = nil
 	m.leveled, m.warned, m.notified = time.Time{}, time.Time{}, time.Time{}
+	m.buckets.Back()
+	for url, p := range m.pauses {
+		p.Until = back(p.Until)
+		m.pauses[url] = p
+	}
 	for _, h := range m.hosts.All() {
 		h.shut = time.Time{}
+		if h.trouble != nil {
+			h.trouble = h.trouble.with(func(t *trouble) {
+				t.Retry = back(t.Retry)
+				for ca, until := range t.Limits {
+					put(&t.Limits, ca, back(until))
+				}
+			})
+		}
 		h.poll = min(h.poll, now.Add(rand.N(spreadPolls)).UnixNano())
 		m.requeueLocked(h)
 	}
@@ -929,8 +993,11 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 		m.dropLocked(h)
 		return
 	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut, h.retry(now))):
-		m.readyLocked(h, now)
-		return
+		if m.questions < maxFlights || m.judgeLocked(h.name, h) != asking {
+			m.readyLocked(h, now)
+			return
+		}
+		h.shut = now.Add(time.Second) // there are questions enough
 	case wanted && alive && !h.polling && now.UnixNano() >= h.poll:
 		m.pollLocked(h)
 	}
@@ -984,15 +1051,27 @@ func (m *Manager) requeueLocked(h *host) {
 func (m *Manager) readyLocked(h *host, now time.Time) {
 	f := newFlight(h)
 	if m.judgeLocked(h.name, h) == asking {
+		m.questions++
 		m.goLocked(func() { m.askFirst(f) })
 	} else {
 		m.waitForTokenLocked(f, now)
 	}
+	m.requeueLocked(h) // for its certificate's expiry
 }
 
 func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
 	if m.closed {
 		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: http.ErrServerClosed})
+		return
+	}
+	if f.waiters > 0 && m.awaited[f] == 0 { // clients that came while Allow was asked wait for no token
+		retry, ok := m.takeNowLocked(false)
+		if ok {
+			m.startLocked(f)
+			return
+		}
+		f.host.shut = later(retry, now.Add(time.Second))
+		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry})
 		return
 	}
 	if expiry := f.host.expiry(); now.Before(expiry) {
@@ -1011,6 +1090,7 @@ func (m *Manager) askFirst(f *flight) {
 	err := m.allow(m.ctx, f.host.name)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.questions--
 	now := time.Now().Round(0)
 	h := f.host
 	switch {
@@ -1051,7 +1131,7 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: ErrHostNotAllowed})
 				continue
 			}
-			if until, err := m.openLocked(f.host, nil, now); err != nil {
+			if until, err := m.openLocked(f.host, f, now); err != nil {
 				f.host.shut = until
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
 				continue
@@ -1060,7 +1140,11 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				m.warnLocked(now)
 				return retry
 			}
-			m.openLocked(f.host, f, now) // it is the one that sees whether a CA works again
+			for _, a := range m.authorities { // before the next is let go, that is
+				if _, err := m.admitLocked(a, f.host, f, now); err == nil {
+					m.claimLocked(a, f)
+				}
+			}
 			m.startLocked(f)
 		}
 	}
@@ -1087,7 +1171,10 @@ func (m *Manager) overtaken(f *flight) *tls.Certificate {
 	if !other {
 		return nil
 	}
-	return m.live(f.host.name)
+	if leaf := f.host.leaf.Load(); leaf != nil {
+		return leaf
+	}
+	return m.firstUse(f.host)
 }
 
 // warnEvery is how often the renewals that wait are held against Limit.
@@ -1109,7 +1196,7 @@ func (m *Manager) warnLocked(now time.Time) {
 		m.shortage, m.need = nil, 0
 		return
 	}
-	m.shortage = fmt.Errorf("%w: %d renewals wait and some certificates will die first: set Limit to one every %v or faster, within what the CA allows",
+	m.shortage = fmt.Errorf("%w: %d of the renewals wait, and some certificates will die first: set Limit to one every %v or faster, within what the CA allows",
 		ErrRateLimited, m.renewals.Len(), time.Duration(float64(time.Second)/need).Truncate(time.Millisecond))
 	if need >= 2*m.need {
 		m.need = need
@@ -1119,7 +1206,9 @@ func (m *Manager) warnLocked(now time.Time) {
 
 // startLocked starts a flight that has its token and waited for it in a queue.
 func (m *Manager) startLocked(f *flight) {
-	f.queue.Remove(&f.place)
+	if f.queue != nil {
+		f.queue.Remove(&f.place)
+	}
 	f.queue, f.background = nil, true
 	m.background++
 	m.goLocked(func() { m.fly(f, false, nil) })
@@ -1159,6 +1248,9 @@ func (m *Manager) landLocked(f *flight, cert *tls.Certificate, err *HostError) {
 	}
 	if f.background {
 		m.background--
+	}
+	if f.client {
+		m.clients--
 	}
 	for _, a := range m.authorities {
 		if a.prober == f {

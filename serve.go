@@ -69,7 +69,7 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 // asks, and no client.
 func (m *Manager) certificate(ctx context.Context, name string, hello *tls.ClientHelloInfo) (cert *tls.Certificate, waited bool, err error) {
 	m.begin()
-	if cert := m.own.Get(name); cert != nil {
+	if cert := m.own.Get(name); cert != nil && time.Now().Before(cert.Leaf.NotAfter) {
 		return cert, false, nil
 	}
 	if cert := m.live(name); cert != nil {
@@ -133,6 +133,7 @@ func (m *Manager) firstUse(h *host) *tls.Certificate {
 	case err != nil && h.expiry().Equal(expiry):
 		m.reportLocked(Event{Kind: EventState, Host: h.name, Err: err})
 		h.notBefore, h.notAfter = 0, 0
+		m.requeueLocked(h)
 	case err == nil && h.expiry().Equal(expiry):
 		h.leaf.CompareAndSwap(nil, cert)
 	}
@@ -239,8 +240,10 @@ func (m *Manager) AddCertificate(cert tls.Certificate) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, h := range m.hosts.All() { // a wildcard is for many
-		m.requeueLocked(h)
+	if m.started {
+		for _, h := range m.hosts.All() { // a wildcard is for many
+			m.requeueLocked(h)
+		}
 	}
 	return nil
 }
@@ -426,6 +429,11 @@ func (m *Manager) ended(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() {
 		m.running.Wait()
+		m.mu.Lock()
+		if m.owed {
+			m.tellLocked(true) // loop, which would have, has ended
+		}
+		m.mu.Unlock()
 		m.events.Drain()
 		done <- m.log.Close()
 	}()

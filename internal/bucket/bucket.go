@@ -36,17 +36,23 @@ const maxAhead = 24 * time.Hour
 func (s *Set) now() time.Time {
 	now := time.Now().Round(0)
 	if s.wall.Sub(now) > maxAhead {
-		for _, lim := range s.Buckets {
-			if lim != nil {
-				lim.SetBurstAt(now, lim.Burst()) // which has it count from now on
-			}
-		}
-		s.wall = now
+		s.Back()
 	}
 	if now.After(s.wall) {
 		s.wall = now
 	}
 	return s.wall
+}
+
+// Back has the buckets go by the clock again, which is known to have been ahead.
+// It fills none of them.
+func (s *Set) Back() {
+	s.wall = time.Now().Round(0)
+	for _, lim := range s.Buckets {
+		if lim != nil {
+			lim.SetBurstAt(s.wall, lim.Burst()) // which has it count from now on
+		}
+	}
 }
 
 // Restore lowers the buckets to what they held before, as Levels told. It is

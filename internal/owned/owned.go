@@ -133,9 +133,9 @@ func (s *Set) Next() time.Time {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := s.list[0].cert.Leaf.NotAfter
+	var first time.Time
 	for _, e := range s.list {
-		if e.cert.Leaf.NotAfter.Before(first) {
+		if first.IsZero() || e.cert.Leaf.NotAfter.Before(first) {
 			first = e.cert.Leaf.NotAfter
 		}
 	}
