@@ -1178,6 +1178,39 @@ func TestManageThatWaitsIsToldOfTheNewList(t *testing.T) {
 	})
 }
 
+func TestTwoThatShareTheStateOrderOnce(t *testing.T) {
+	cache := filepath.Join(t.TempDir(), "cache")
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		hosts := hostNames(6)
+		var both []*letsencrypt.Manager
+		var plain http.Handler
+		for range 2 {
+			m := newManager(t)
+			m.CAs = []letsencrypt.CA{{Directory: ca.Directory(), Client: ca.Client()}}
+			m.Limit = rate.NewLimiter(rate.Every(18*time.Hour), 6)
+			if err := m.CacheFile(cache); err != nil {
+				t.Fatal(err)
+			}
+			m.SetHosts(hosts)
+			plain = m.HTTPHandler(plain)
+			both = append(both, m)
+		}
+		point([]*catest.CA{ca}, nil, plain)
+		for _, m := range both {
+			if err := m.Manage(deadline(t, 20*day), hosts...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(90 * day)
+		for _, host := range hosts {
+			if n := len(ca.Issued(host)); n != 2 {
+				t.Errorf("%d certificates for %s in ninety days, want 2", n, host)
+			}
+		}
+	})
+}
+
 func TestRenewalPastItsMomentGoesBeforeHandshakes(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		ca := catest.New(t)
