@@ -339,7 +339,7 @@ func (h *host) retry(now time.Time) time.Time {
 	if h.trouble == nil || h.trouble.Error == "" {
 		return time.Time{} // it failed, if at all, in part
 	}
-	return believe(h.trouble.Retry, now)
+	return believe(h.trouble.Retry, h.trouble.Noted, now)
 }
 
 // lastError returns why the last attempt failed, nil if it did not.

@@ -136,12 +136,13 @@ func (m *Manager) another() bool {
 // A flight is one attempt to obtain a certificate, from when it waits for its
 // token. It is landed once: cert and err are set and then done closed.
 type flight struct {
-	host  *host
-	queue *queue.Queue[*flight] // where it waits for its token; nil once it has it
-	place queue.Item[*flight]   // there
-	done  chan struct{}
-	cert  *tls.Certificate
-	err   error
+	host   *host
+	queue  *queue.Queue[*flight] // where it waits for its token; nil once it has it
+	place  queue.Item[*flight]   // there
+	parked chan struct{}         // while Allow is asked: closed if it has to wait for its token then
+	done   chan struct{}
+	cert   *tls.Certificate
+	err    error
 
 	notAfter   int64 // of the certificate that it is to replace
 	renew      bool  // whatever there is already
@@ -157,9 +158,12 @@ func newFlight(h *host) *flight {
 	return f
 }
 
-// wait returns what the flight came to.
-func (f *flight) wait(ctx context.Context) (*tls.Certificate, error) {
+// wait returns what the flight came to, or that it waits for a token if parked
+// says so.
+func (f *flight) wait(ctx context.Context, parked <-chan struct{}) (*tls.Certificate, error) {
 	select {
+	case <-parked:
+		return nil, &HostError{Host: f.host.name, Err: ErrRateLimited}
 	case <-f.done:
 		return f.cert, f.err
 	case <-ctx.Done():
@@ -427,6 +431,7 @@ func ask(ctx context.Context, client *http.Client, service, host string) error {
 type trouble struct {
 	Failures int                  `json:"failures,omitempty"`
 	Early    int                  `json:"early,omitempty"` // certificates in a row that were due at once
+	Noted    time.Time            `json:"noted"`           // when all this was
 	Retry    time.Time            `json:"retry"`           // not before then, but for Renew
 	CA       string               `json:"ca,omitempty"`
 	Error    string               `json:"err,omitempty"`
@@ -447,6 +452,7 @@ func (t *trouble) cause() error {
 // A pause is what is known of a CA's failures since it last worked.
 type pause struct {
 	Failures int       `json:"failures"`
+	Noted    time.Time `json:"noted"`
 	Until    time.Time `json:"until"`
 	Error    string    `json:"err"`
 }
@@ -471,7 +477,7 @@ var errPaused = errors.New("not asked for now")
 func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (until time.Time, err error) {
 	p := m.pauses[a.Directory]
 	switch {
-	case now.Before(believe(p.Until, now)):
+	case now.Before(believe(p.Until, p.Noted, now)):
 		return p.Until, fmt.Errorf("%w: %s", errPaused, p.Error)
 	case p.Failures > 0 && a.prober != nil && a.prober != f:
 		return now.Add(pauseFirst), fmt.Errorf("%w: %s", errPaused, p.Error)
@@ -479,10 +485,10 @@ func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (
 	if h == nil || h.trouble == nil {
 		return time.Time{}, nil
 	}
-	if until := believe(h.trouble.Limits[a.Directory], now); now.Before(until) {
+	if until := believe(h.trouble.Limits[a.Directory], h.trouble.Noted, now); now.Before(until) {
 		return until, fmt.Errorf("%w: it limits this host", errPaused)
 	}
-	if until := believe(h.trouble.Paused[a.Directory], now); now.Before(until) && (f == nil || !f.renew) {
+	if until := believe(h.trouble.Paused[a.Directory], h.trouble.Noted, now); now.Before(until) && (f == nil || !f.renew) {
 		return until, fmt.Errorf("%w: it paused this host until a person acts", errPaused)
 	}
 	return time.Time{}, nil
@@ -604,7 +610,7 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 			m.reportLocked(Event{Kind: EventResumed, CA: a.Directory})
 		}
 	case f.CAWide():
-		if now.Before(believe(p.Until, now)) { // it is one of those that were under way
+		if now.Before(believe(p.Until, p.Noted, now)) { // it is one of those that were under way
 			return
 		}
 		p.Failures++
@@ -626,6 +632,7 @@ func (t *trouble) with(change func(*trouble)) *trouble {
 		*c = *t
 	}
 	change(c)
+	c.Noted = time.Now().Round(0)
 	return c
 }
 
@@ -640,7 +647,7 @@ func put(m *map[string]time.Time, key string, t time.Time) {
 }
 
 func (m *Manager) pauseLocked(a *authority, p pause, err error) {
-	p.Error = err.Error()
+	p.Noted, p.Error = time.Now().Round(0), err.Error()
 	m.setLocked(record(kindPause, a.Directory, p))
 	m.reportLocked(Event{Kind: EventPaused, CA: a.Directory, Err: err, Next: p.Until})
 }
@@ -704,7 +711,7 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 
 // failedLocked notes that an attempt for a host failed, and when to try again.
 func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
-	t := &trouble{Failures: 0, Early: h.early}
+	t := &trouble{Noted: now, Early: h.early}
 	if h.trouble != nil {
 		t.Failures, t.Failed, t.Limits, t.Paused = h.trouble.Failures, h.trouble.Failed, h.trouble.Limits, h.trouble.Paused
 	}
@@ -736,29 +743,30 @@ func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 
 // joinLocked has a client wait for the flight that obtains a host's
 // certificate, and starts it if there is none. Whatever speaks against that is
-// told at once: no client waits for a token.
-func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (*flight, error) {
+// told at once: no client waits for a token, nor goes on waiting once parked,
+// if it is not nil, is closed.
+func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight, parked <-chan struct{}, err error) {
 	h, now := m.hosts.Get(name), time.Now().Round(0)
 	v := m.judgeLocked(name, h)
 	if v == refused && hello == nil && m.list == nil {
 		v = stranger // the program itself named it to Cert
 	}
-	fail := func(err error, retry time.Time) (*flight, error) {
-		return nil, &HostError{Host: name, Err: err, Retry: retry}
+	fail := func(err error, retry time.Time) (*flight, <-chan struct{}, error) {
+		return nil, nil, &HostError{Host: name, Err: err, Retry: retry}
 	}
 	switch {
 	case m.closed:
-		return nil, http.ErrServerClosed
+		return nil, nil, http.ErrServerClosed
 	case v == refused:
 		return fail(ErrHostNotAllowed, time.Time{})
 	case m.waiters >= maxWaiters, m.clients >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
 		return fail(errBusy, now.Add(time.Second))
 	}
 	if h != nil && h.flight != nil && h.flight.queue == nil {
-		return m.countedLocked(h.flight), nil
+		return m.countedLocked(h.flight), h.flight.parked, nil
 	}
 	if h != nil && now.Before(h.retry(now)) {
-		return nil, h.lastError()
+		return nil, nil, h.lastError()
 	}
 	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
 		return fail(r.err, r.until)
@@ -775,14 +783,14 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (*flight, 
 	h.asked.Store(true)
 	if f := h.flight; f != nil {
 		m.startLocked(f)
-		return m.countedLocked(f), nil
+		return m.countedLocked(f), nil, nil
 	}
-	f := newFlight(h)
+	f = newFlight(h)
 	f.client = true
 	m.clients++
 	m.requeueLocked(h)
 	m.goLocked(func() { m.fly(f, v == asking, hello) })
-	return m.countedLocked(f), nil
+	return m.countedLocked(f), nil, nil
 }
 
 func (m *Manager) countedLocked(f *flight) *flight {
@@ -833,7 +841,7 @@ func (m *Manager) manage(name string, renew bool) (*flight, error) {
 }
 
 func (m *Manager) await(ctx context.Context, f *flight) error {
-	_, err := f.wait(ctx)
+	_, err := f.wait(ctx, nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if f.queue != nil && ctx.Err() != nil {
@@ -935,7 +943,7 @@ func (m *Manager) clockBackLocked(now, was time.Time) {
 	m.leveled, m.warned, m.notified = time.Time{}, time.Time{}, time.Time{}
 	m.buckets.Back()
 	for url, p := range m.pauses {
-		p.Until = back(p.Until)
+		p.Noted, p.Until = now, back(p.Until)
 		m.pauses[url] = p
 	}
 	for _, h := range m.hosts.All() {
@@ -953,10 +961,11 @@ func (m *Manager) clockBackLocked(now, was time.Time) {
 	}
 }
 
-// believe returns t, or zero if it is further ahead than anything we were ever
-// told to wait for: then a clock was wrong when it was noted.
-func believe(t, now time.Time) time.Time {
-	if t.Sub(now) > maxAhead {
+// believe returns t, a time to wait for that was noted at the time noted, or zero
+// if the clock was ahead then: when that is still to come, or t further off
+// than anything we were ever told to wait for.
+func believe(t, noted, now time.Time) time.Time {
+	if noted.Sub(now) > clockSlack || t.Sub(now) > maxAhead {
 		return time.Time{}
 	}
 	return t
@@ -1052,6 +1061,7 @@ func (m *Manager) readyLocked(h *host, now time.Time) {
 	f := newFlight(h)
 	if m.judgeLocked(h.name, h) == asking {
 		m.questions++
+		f.parked = make(chan struct{})
 		m.goLocked(func() { m.askFirst(f) })
 	} else {
 		m.waitForTokenLocked(f, now)
@@ -1064,15 +1074,15 @@ func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
 		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: http.ErrServerClosed})
 		return
 	}
-	if f.waiters > 0 && m.awaited[f] == 0 { // clients that came while Allow was asked wait for no token
-		retry, ok := m.takeNowLocked(false)
-		if ok {
+	if f.waiters > 0 { // clients that came while Allow was asked
+		if _, ok := m.takeNowLocked(false); ok {
 			m.startLocked(f)
 			return
 		}
-		f.host.shut = later(retry, now.Add(time.Second))
-		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry})
-		return
+	}
+	if f.parked != nil {
+		close(f.parked)
+		f.parked = nil
 	}
 	if expiry := f.host.expiry(); now.Before(expiry) {
 		f.queue = &m.renewals

@@ -81,14 +81,14 @@ func (m *Manager) certificate(ctx context.Context, name string, hello *tls.Clien
 		}
 	}
 	m.mu.Lock()
-	f, err := m.joinLocked(name, hello)
+	f, parked, err := m.joinLocked(name, hello)
 	m.mu.Unlock()
 	if err != nil {
 		return nil, false, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, maxWait, errWait)
 	defer cancel()
-	cert, err = f.wait(ctx)
+	cert, err = f.wait(ctx, parked)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.waiters--
