@@ -2901,7 +2901,7 @@ func TestEventsComeInOrderAndEachIsALogLine(t *testing.T) {
 		mustGet(t, m, "a.example.com")
 		pass(2 * day)
 		ca.Fault(catest.Down)
-		pass(4*day + time.Minute)
+		pass(4*day + time.Second)
 		ca.Fault(nil)
 		pass(2 * time.Hour)
 		mustGet(t, m, "a.example.com")
