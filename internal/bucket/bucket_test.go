@@ -116,3 +116,34 @@ func TestClockSetBackFillsNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestClockThatWasFarAheadDoesNotStopTheBuckets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 20)})
+		s.Restore(map[string]Level{"a": {Tokens: 0, At: time.Now().AddDate(10, 0, 0)}})
+		time.Sleep(5 * time.Minute)
+		if n, _ := takeAll(s, "a"); n != 5 {
+			t.Errorf("took %d tokens five minutes after the clock was put right, want 5", n)
+		}
+	})
+}
+
+func TestBackFillsNothingAndCountsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lim := rate.NewLimiter(rate.Every(time.Minute), 20)
+		s := set(map[string]*rate.Limiter{"a": lim})
+		lim.AllowN(time.Now().Add(10*time.Hour), 20) // taken by a clock that was ahead
+		s.wall = time.Now().Add(10 * time.Hour)
+		if n, _ := takeAll(s, "a"); n != 0 {
+			t.Fatalf("took %d tokens, want 0", n)
+		}
+		s.Back()
+		if n, _ := takeAll(s, "a"); n != 0 {
+			t.Errorf("took %d tokens after Back, want 0", n)
+		}
+		time.Sleep(3 * time.Minute)
+		if n, _ := takeAll(s, "a"); n != 3 {
+			t.Errorf("took %d tokens three minutes after Back, want 3", n)
+		}
+	})
+}
