@@ -3165,3 +3165,217 @@ func BenchmarkUnmarshal(b *testing.B) {
 		}
 	}
 }
+
+// What a second look found.
+
+func TestReaderOfWatchHasTheParkedOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Latency, ca.FinalizeTakes = 50*time.Millisecond, 30*time.Second
+		m := newManager(t, ca)
+		changed, saved := m.Watch(), ""
+		save := func() {
+			synctest.Wait()
+			for {
+				select {
+				case <-changed:
+					saved = m.Marshal()
+				default:
+					return
+				}
+			}
+		}
+		go get(m, "a.example.com")
+		for range 50 {
+			pass(10 * time.Millisecond)
+			save()
+		}
+		shutdown(t, m)
+		save()
+		if now := m.Marshal(); saved != now {
+			t.Errorf("after Shutdown Watch's reader has\n%s\nwant\n%s", saved, now)
+		}
+		again := newManager(t, ca)
+		if err := again.Unmarshal(saved); err != nil {
+			t.Fatal(err)
+		}
+		mustGet(t, again, "a.example.com")
+		if n := len(ca.Orders()); n != 1 {
+			t.Errorf("%d orders, want the one that was begun", n)
+		}
+	})
+}
+
+func TestHostPausedAtOneCAWhileTheOtherIsDown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		y := &tally{with: func(string) *catest.Error {
+			return &catest.Error{Status: 429, Type: "rateLimited", Detail: "paused: see https://portal.test/unpause?jwt=x"}
+		}}
+		first.RefuseOrder = y.refuse
+		second.Fault(catest.Down)
+		m := newManager(t, first, second)
+		m.Limit = unlimited()
+		wantHostError(t, m.Manage(t.Context(), host), host)
+		pass(3 * day)
+		before := y.of(host)
+		if before < 2 || before > 6 {
+			t.Errorf("%d orders in three days at the CA that paused the host, want one or two a day", before)
+		}
+		wantHostError(t, m.Renew(t.Context(), host), host)
+		if n := y.of(host) - before; n != 1 {
+			t.Errorf("Renew: %d orders at the CA that paused the host, want 1", n)
+		}
+	})
+}
+
+func TestAllowThatHangsIsAskedABoundedNumberOfTimes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const most = 1000
+		m := newManager(t, catest.New(t))
+		hang := make(chan struct{})
+		t.Cleanup(func() { close(hang) })
+		var asked atomic.Int64
+		m.Allow = func(context.Context, string) error {
+			asked.Add(1)
+			<-hang
+			return letsencrypt.ErrHostNotAllowed
+		}
+		for i, host := range hostNames(2500) {
+			if i%900 == 0 {
+				pass(61 * time.Second) // those before wait no more
+			}
+			go get(m, host)
+		}
+		pass(61 * time.Second)
+		if n, hosts := asked.Load(), len(m.Status()); n > most || hosts > most {
+			t.Errorf("%d questions under way and %d hosts known, want %d at most", n, hosts, most)
+		}
+	})
+}
+
+func TestHandshakeThatMeetsAQuestionWaitsForNoToken(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		m.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+		m.Allow = func(context.Context, string) error { time.Sleep(time.Second); return nil }
+		mustGet(t, m, "b.example.com") // takes the only token
+		go m.Manage(t.Context(), "a.example.com")
+		pass(100 * time.Millisecond)
+		begin := time.Now()
+		_, err := get(m, "a.example.com")
+		wantHostError(t, err, "a.example.com")
+		if took := time.Since(begin); took > time.Second || !errors.Is(err, letsencrypt.ErrRateLimited) {
+			t.Errorf("a handshake that meets a question to Allow: %v after %v, want %v once that is answered", err, took, letsencrypt.ErrRateLimited)
+		}
+	})
+}
+
+func TestErrorsDoNotGrow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		first.RefuseOrder = func([]string, string) *catest.Error { return rateLimited("1000000") }
+		second.Fault(catest.Down)
+		m := newManager(t, first, second)
+		m.Limit = unlimited()
+		wantHostError(t, m.Manage(t.Context(), host), host)
+		pass(day)
+		early := m.Status(host)[0].Err.Error()
+		pass(5 * day)
+		late := m.Status(host)[0].Err.Error()
+		if len(late) > len(early)+100 {
+			t.Errorf("after six days the error is\n%s\nwant one as long as after the first\n%s", late, early)
+		}
+	})
+}
+
+func TestTenDaysAheadCostNoHourAfterARestart(t *testing.T) {
+	t.Parallel()
+	const host = "a.example.com"
+	var blob string
+	synctest.Test(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		ca.Fault(catest.Down)
+		pass(10 * day)
+		blob = m.Marshal()
+	})
+	synctest.Test(t, func(t *testing.T) { // the clock is right again
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		if err := m.Unmarshal(blob); err != nil {
+			t.Fatal(err)
+		}
+		for range 15 * 24 {
+			mustGet(t, m, host)
+			pass(time.Hour)
+		}
+	})
+}
+
+func TestAgreementForgetsNoLimitOfACA(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		first.Terms = "https://ca.test/terms"
+		y := &tally{with: func(string) *catest.Error { return rateLimited("500000") }} // 5.8 days
+		first.RefuseOrder = y.refuse
+		second.Fault(catest.Down)
+		m := newManager(t, first, second)
+		wantHostError(t, m.Manage(t.Context(), host), host)
+		if err := m.Register("", func(string) bool { return false }); err == nil {
+			t.Fatal("Register = nil, want an error about the terms")
+		}
+		pass(2 * day)
+		if err := m.Register("", nil); err != nil {
+			t.Fatal(err)
+		}
+		pass(3 * day)
+		if n := y.of(host); n != 1 {
+			t.Errorf("%d orders at the CA that limits the host, want 1 until the limit ends", n)
+		}
+		y.change(nil)
+		pass(2 * day)
+		mustGet(t, m, host)
+	})
+}
+
+func TestCertificateDiesOnTimeWhileItsRenewalWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		m.Limit = rate.NewLimiter(rate.Every(100*day), 2)
+		d := keepDiary(t, m)
+		hosts := []string{"a.example.com", "b.example.com"}
+		m.SetHosts(hosts)
+		ends := make(map[string]time.Time)
+		for _, host := range hosts {
+			ends[host] = mustGet(t, m, host).NotAfter
+		}
+		pass(time.Until(ends["b.example.com"]) + time.Second)
+		if len(d.of(letsencrypt.EventLimit)) == 0 {
+			t.Error("no event says that Limit is too low")
+		}
+		expired := d.of(letsencrypt.EventExpired)
+		if len(expired) != len(hosts) {
+			t.Errorf("events %+v, want that both certificates expired", expired)
+		}
+		for _, e := range expired {
+			if want := ends[e.Host]; !e.NotAfter.Equal(want) || e.Time.Sub(want).Abs() > time.Second {
+				t.Errorf("event %+v, want it at %v", e, want)
+			}
+		}
+		for _, host := range hosts {
+			if leaf, err := get(m, host); !errors.Is(err, letsencrypt.ErrRateLimited) {
+				t.Errorf("GetCertificate(%s) after the expiry = %v, %v, want %v", host, leaf, err, letsencrypt.ErrRateLimited)
+			}
+		}
+	})
+}
