@@ -515,7 +515,7 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 func (m *Manager) pardonLocked() {
 	for _, h := range m.hosts.All() {
 		if h.trouble != nil && strings.Contains(h.trouble.Error, errTerms.Error()) {
-			m.setLocked(record(kindBackoff, h.name, trouble{Noted: h.trouble.Noted, Failed: h.trouble.Failed, Limits: h.trouble.Limits, Paused: h.trouble.Paused}))
+			m.setLocked(record(kindBackoff, h.name, trouble{Noted: h.trouble.Noted, Failed: h.trouble.Failed, Limits: h.trouble.Limits, Paused: h.trouble.Paused, Said: h.trouble.Said}))
 		}
 	}
 }
@@ -656,7 +656,7 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	var limits trouble // of the CAs that did not issue
 	if h.trouble != nil {
 		h.early = h.trouble.Early
-		limits.Noted, limits.Limits, limits.Paused = h.trouble.Noted, h.trouble.Limits, h.trouble.Paused
+		limits.Noted, limits.Limits, limits.Paused, limits.Said = h.trouble.Noted, h.trouble.Limits, h.trouble.Paused, h.trouble.Said
 	}
 	for _, kind := range []string{kindBackoff, kindMoment} {
 		if _, ok := m.log.Get(kind, h.name); ok {

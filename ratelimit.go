@@ -438,6 +438,7 @@ type trouble struct {
 	Failed   map[string]time.Time `json:"failed,omitempty"` // challenge types, and when they failed last
 	Limits   map[string]time.Time `json:"limits,omitempty"` // CAs that limit this host, and until when
 	Paused   map[string]time.Time `json:"paused,omitempty"` // CAs that a person must ask, and when we try again
+	Said     string               `json:"said,omitempty"`   // what the last of those CAs said
 
 	err error // as it came; after a restart what Error says
 }
@@ -486,10 +487,10 @@ func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (
 		return time.Time{}, nil
 	}
 	if until := believe(h.trouble.Limits[a.Directory], h.trouble.Noted, now); now.Before(until) {
-		return until, fmt.Errorf("%w: it limits this host", errPaused)
+		return until, fmt.Errorf("%w: %s", errPaused, h.trouble.Said)
 	}
 	if until := believe(h.trouble.Paused[a.Directory], h.trouble.Noted, now); now.Before(until) && (f == nil || !f.renew) {
-		return until, fmt.Errorf("%w: it paused this host until a person acts", errPaused)
+		return until, fmt.Errorf("%w: %s", errPaused, h.trouble.Said)
 	}
 	return time.Time{}, nil
 }
@@ -620,7 +621,10 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 		m.limitedLocked(a, h, f, now)
 	}
 	if f != nil && f.Class == ca.Paused {
-		h.trouble = h.trouble.with(func(t *trouble) { put(&t.Paused, a.Directory, now.Add(personMost)) })
+		h.trouble = h.trouble.with(func(t *trouble) {
+			put(&t.Paused, a.Directory, now.Add(personMost))
+			t.Said = f.Error()
+		})
 	}
 }
 
@@ -662,7 +666,10 @@ type limited struct {
 // different owners in a row mean that it has enough of us.
 func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.Time) {
 	until := now.Add(max(f.Retry, backoffFirst))
-	h.trouble = h.trouble.with(func(t *trouble) { put(&t.Limits, a.Directory, until) })
+	h.trouble = h.trouble.with(func(t *trouble) {
+		put(&t.Limits, a.Directory, until)
+		t.Said = f.Error()
+	})
 	if p, ok := m.pauses[a.Directory]; ok {
 		// It was to see whether the CA has enough of us still. That it has
 		// enough of this host need not mean so: another is to see, and soon.
@@ -713,7 +720,8 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 	t := &trouble{Noted: now, Early: h.early}
 	if h.trouble != nil {
-		t.Failures, t.Failed, t.Limits, t.Paused = h.trouble.Failures, h.trouble.Failed, h.trouble.Limits, h.trouble.Paused
+		t.Failures, t.Failed = h.trouble.Failures, h.trouble.Failed
+		t.Limits, t.Paused, t.Said = h.trouble.Limits, h.trouble.Paused, h.trouble.Said
 	}
 	if f.own || f.ours {
 		t.Failures++
@@ -785,12 +793,12 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 		m.startLocked(f)
 		return m.countedLocked(f), nil, nil
 	}
-	f = newFlight(h)
-	f.client = true
+	first := newFlight(h)
+	first.client = true
 	m.clients++
 	m.requeueLocked(h)
-	m.goLocked(func() { m.fly(f, v == asking, hello) })
-	return m.countedLocked(f), nil, nil
+	m.goLocked(func() { m.fly(first, v == asking, hello) })
+	return m.countedLocked(first), nil, nil
 }
 
 func (m *Manager) countedLocked(f *flight) *flight {
