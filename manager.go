@@ -173,7 +173,7 @@ type Manager struct {
 	// told now, which stops a new host but no renewal.
 	//
 	// Allow may block, within reason: clients wait for it, and its ctx ends
-	// with the Manager. ClientAddr(ctx) is the client that asks, if any.
+	// after a minute or with the Manager. ClientAddr(ctx) is the client that asks, if any.
 	Allow func(ctx context.Context, host string) error
 
 	// NewKey makes the key for each new certificate; nil means ECDSA P-256. It

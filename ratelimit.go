@@ -383,8 +383,8 @@ type clientKey struct{}
 
 // AskURL returns an Allow that asks a web service: it sends GET to the URL with
 // domain=host added to its query, and allows the host if the status is 2xx. A
-// service that can't be reached, answers with 5xx or takes more than ten
-// seconds refuses for now, which stops a new host but no renewal. Redirects are
+// service that can't be reached, answers with 5xx, 408 or 429, or takes more than
+// ten seconds refuses for now, which stops a new host but no renewal. Redirects are
 // not followed.
 func AskURL(url string) func(ctx context.Context, host string) error {
 	client := &http.Client{
