@@ -34,6 +34,11 @@ func newParty(tb testing.TB, issuer *party, template x509.Certificate) *party {
 	if template.NotAfter.IsZero() {
 		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(100*time.Hour)
 	}
+	return certify(tb, issuer, key, template)
+}
+
+func certify(tb testing.TB, issuer *party, key *ecdsa.PrivateKey, template x509.Certificate) *party {
+	tb.Helper()
 	p := &party{&template, key}
 	if issuer == nil {
 		issuer = p
@@ -89,6 +94,7 @@ type reply struct {
 	embed  *party   // whose certificate is in it; nil: nobody's
 
 	status     int
+	now        time.Time     // zero: by the clock
 	this, next time.Duration // from now; 0: the default
 	endless    bool          // without nextUpdate
 	hash       crypto.Hash   // of the CertID; 0: SHA-1
@@ -98,18 +104,22 @@ type reply struct {
 
 func (r reply) der(tb testing.TB) []byte {
 	tb.Helper()
+	now := r.now
+	if now.IsZero() {
+		now = time.Now()
+	}
 	template := ocsp.Response{
 		Status:             r.status,
 		SerialNumber:       r.about,
-		ThisUpdate:         time.Now().Add(cmp.Or(r.this, -time.Hour)).Truncate(time.Second),
-		RevokedAt:          time.Now().Add(-2 * time.Hour).Truncate(time.Second),
+		ThisUpdate:         now.Add(cmp.Or(r.this, -time.Hour)).Truncate(time.Second),
+		RevokedAt:          now.Add(-2 * time.Hour).Truncate(time.Second),
 		RevocationReason:   ocsp.KeyCompromise,
 		IssuerHash:         r.hash,
 		SignatureAlgorithm: r.algorithm,
 		ExtraExtensions:    r.extensions,
 	}
 	if !r.endless {
-		template.NextUpdate = time.Now().Add(cmp.Or(r.next, 24*time.Hour)).Truncate(time.Second)
+		template.NextUpdate = now.Add(cmp.Or(r.next, 24*time.Hour)).Truncate(time.Second)
 	}
 	if r.embed != nil {
 		template.Certificate = r.embed.cert
