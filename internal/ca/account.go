@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/acme"
 )
@@ -39,6 +41,7 @@ type Account struct {
 	mu     sync.Mutex // guards the fields below; held for memory only
 	client *Client    // nil while there is none
 	reader *Client    // without an account
+	agreed time.Time  // when terms that had changed were last agreed to
 }
 
 // A turn is a mutex whose waiters can leave.
@@ -156,6 +159,37 @@ func (a *Account) Forget(c *Client) error {
 	}
 	cred.URL = ""
 	return a.Keep(cred)
+}
+
+// Agree puts terms of service that have changed to ask, which is given their
+// URL and returns an error if they are not agreed to, and tells the CA. It does
+// neither if that was done for another after the time since.
+func (a *Account) Agree(ctx context.Context, c *Client, url string, since time.Time, ask func(url string) error) error {
+	const step = "agreeing to new terms of service"
+	release, err := a.turn.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	a.mu.Lock()
+	agreed := a.agreed
+	a.mu.Unlock()
+	if agreed.After(since) {
+		return nil
+	}
+	if d, err := c.readDirectory(ctx); err == nil {
+		url = cmp.Or(url, d.Meta.Terms)
+	}
+	if err := ask(url); err != nil {
+		return &Failure{Class: Terms, Step: step, Action: url, Err: err}
+	}
+	if err := c.agree(ctx); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.agreed = time.Now()
+	return nil
 }
 
 // Reset has what is kept loaded again: it was changed.

@@ -211,7 +211,11 @@ func (c *Client) Register(ctx context.Context, contact []string, eab *acme.Exter
 	a := c.acme()
 	_, err = a.Register(ctx, &acme.Account{Contact: contact, ExternalAccountBinding: eab}, acme.AcceptTOS)
 	if err != nil && !errors.Is(err, acme.ErrAccountAlreadyExists) {
-		return "", failAccount("making the account", err)
+		f := failAccount("making the account", err).(*Failure)
+		if eab != nil && f.Class == Policy {
+			f.Err = fmt.Errorf("%w; CA.EAB, with the key ID %q, may be wrong, expired, or used up where it is good for one account only: the CA has new ones for its customers", f.Err, eab.KID)
+		}
+		return "", f
 	}
 	return c.setKID(string(a.KID))
 }
@@ -239,18 +243,29 @@ func (c *Client) setKID(kid string) (string, error) {
 
 // Update replaces the account's contact addresses.
 func (c *Client) Update(ctx context.Context, contact []string) error {
+	if contact == nil {
+		contact = []string{} // which takes the addresses away; x/crypto would leave the member out
+	}
+	return c.update(ctx, struct {
+		Contact []string `json:"contact"`
+	}{contact})
+}
+
+// agree tells the CA that its terms of service, which have changed since the
+// account was made, are agreed to.
+func (c *Client) agree(ctx context.Context) error {
+	return c.update(ctx, struct {
+		Agreed bool `json:"termsOfServiceAgreed"`
+	}{true})
+}
+
+func (c *Client) update(ctx context.Context, account any) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if _, err := c.Directory(ctx); err != nil {
 		return err
 	}
-	if contact == nil {
-		contact = []string{} // which takes the addresses away; x/crypto would leave the member out
-	}
-	_, err := c.post(ctx, c.KID(), struct {
-		Contact []string `json:"contact"`
-	}{contact})
-	if err != nil {
+	if _, err := c.post(ctx, c.KID(), account); err != nil {
 		return failAccount("updating the account", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -23,10 +24,12 @@ const (
 	Fault                   // the CA is broken or overloaded
 	Network                 // the CA cannot be reached
 	NoAccount               // the CA does not know our account
+	Terms                   // the CA wants us to agree to new terms of service
+	Unset                   // a DNS record that a person must set is not there
 )
 
 func (c Class) String() string {
-	return [...]string{"ours", "limit", "paused", "policy", "validation", "fault", "network", "no account"}[c]
+	return [...]string{"ours", "limit", "paused", "policy", "validation", "fault", "network", "no account", "terms", "unset"}[c]
 }
 
 // A Failure is an error of a conversation with a CA.
@@ -34,7 +37,7 @@ type Failure struct {
 	Class  Class
 	Step   string        // what was being done
 	Retry  time.Duration // what the CA asked us to wait, from now on; zero if it did not say
-	Action string        // for Paused: where a person is to go
+	Action string        // for Paused: where a person is to go; for Terms: their URL
 	Err    error         // the CA's own words, where it had any
 }
 
@@ -43,7 +46,9 @@ func (f *Failure) Unwrap() error { return f.Err }
 
 // CAWide reports whether the failure is about the CA as a whole rather than
 // about one host.
-func (f *Failure) CAWide() bool { return f.Class == Fault || f.Class == Network }
+func (f *Failure) CAWide() bool {
+	return f.Class == Fault || f.Class == Network || f.Class == Terms
+}
 
 // fail classes an error that came up while asking about one order.
 func fail(step string, err error) error {
@@ -57,6 +62,9 @@ func fail(step string, err error) error {
 	}
 	f.Retry = retryAfter(e.Header)
 	f.Class = classOf(e)
+	if f.Class == Terms {
+		f.Action = cmp.Or(append(links(e.Header, "terms-of-service"), "")[0], e.Instance)
+	}
 	if f.Class == Limited && e.Header.Get("Retry-After") == "" {
 		if f.Action = link.FindString(e.Detail); f.Action != "" {
 			f.Class = Paused
@@ -93,6 +101,8 @@ func classOf(e *acme.Error) Class {
 	switch kind {
 	case "accountdoesnotexist":
 		return NoAccount
+	case "useractionrequired": // RFC 8555, section 7.3.3
+		return Terms
 	case "ratelimited":
 		return Limited
 	case "badnonce", "serverinternal":

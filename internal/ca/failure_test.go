@@ -51,7 +51,7 @@ func TestFail(t *testing.T) {
 		{404, "malformed", "", "", Policy, false, false},
 		{403, "unauthorized", "", "", Policy, false, false},
 		{400, "rejectedIdentifier", "", "", Policy, false, false},
-		{403, "userActionRequired", "", "", Policy, false, false},
+		{403, "userActionRequired", "", "", Terms, true, true},
 		{403, "externalAccountRequired", "", "", Policy, false, false},
 		{400, "invalidProfile", "", "", Policy, false, false},
 		{400, "badCSR", "", "", Policy, false, false},

@@ -52,7 +52,9 @@ type Job struct {
 	// the order before Keep returns nil.
 	Keep func(orderURL string) error
 	// Solve chooses one of the authorization's challenges and sets its answer
-	// up. Whenever a validation arrives it sends on arrived, without waiting.
+	// up. It may take its time, a record has to spread through the DNS perhaps:
+	// that is none of the CA's. Whenever a validation arrives it sends on
+	// arrived, without waiting.
 	Solve func(ctx context.Context, a *Authorization, arrived chan<- struct{}) (*Answer, error)
 }
 
@@ -124,9 +126,11 @@ type order struct {
 // been checked against the key, the host and the clock. Any fault that passes
 // is survived by asking the CA where the order stands. The error is a *Failure.
 func (c *Client) Obtain(ctx context.Context, j Job) (*Certificate, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, orderTimeout, fmt.Errorf("the CA did not come to an end within %v", orderTimeout))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	r := &run{Client: c, Job: j, pace: pollFirst, answers: make(map[string]*Answer), arrived: make(chan struct{}, 1)}
+	r.clock.start(orderTimeout, func() { cancel(fmt.Errorf("the CA did not come to an end within %v", orderTimeout)) })
+	defer r.clock.stop()
 	defer r.removeAnswers()
 	cert, err := r.obtain(ctx)
 	if err == nil {
@@ -142,6 +146,7 @@ func (c *Client) Obtain(ctx context.Context, j Job) (*Certificate, error) {
 type run struct {
 	*Client
 	Job
+	clock    clock // ends the run
 	order    *order
 	answers  map[string]*Answer // by the authorization's URL
 	arrived  chan struct{}      // receives when a validation arrives
@@ -200,7 +205,7 @@ func (r *run) pause(ctx context.Context, err error) error {
 	f := fail("talking to the CA", err).(*Failure)
 	_, bad := errors.AsType[*badCertificate](err)
 	wait := max(f.Retry, retryFirst<<r.faults)
-	passing := f.CAWide() && !bad || problemIs(err, "orderNotReady")
+	passing := f.CAWide() && f.Class != Terms && !bad || problemIs(err, "orderNotReady")
 	if r.faults++; !passing || r.faults > retries || wait > retryMost {
 		return err
 	}
@@ -357,8 +362,15 @@ func (r *run) accept(ctx context.Context, url string) error {
 	}
 	ans := r.answers[url]
 	if ans == nil {
-		if ans, err = r.Solve(ctx, a, r.arrived); err != nil {
+		if running := r.clock.stop(); running {
+			ans, err = r.Solve(ctx, a, r.arrived)
+			r.clock.resume()
+		}
+		if err != nil {
 			return failOurs("setting up the answer", err)
+		}
+		if ans == nil {
+			return context.Cause(ctx)
 		}
 		r.answers[url] = ans
 	}
@@ -374,6 +386,28 @@ func (r *run) accept(ctx context.Context, url string) error {
 	}
 	ans.accepted = true
 	return nil
+}
+
+// A clock calls a function when it has run for as long as it was set to.
+type clock struct {
+	timer *time.Timer
+	left  time.Duration
+	since time.Time
+}
+
+func (c *clock) start(d time.Duration, f func()) {
+	c.timer, c.left, c.since = time.AfterFunc(d, f), d, time.Now()
+}
+
+// stop stops the clock, and reports whether it was running.
+func (c *clock) stop() bool {
+	c.left -= time.Since(c.since)
+	return c.timer.Stop()
+}
+
+func (c *clock) resume() {
+	c.since = time.Now()
+	c.timer.Reset(max(c.left, 0))
 }
 
 // token is all that the token of a challenge may be (RFC 8555, section 8.1).

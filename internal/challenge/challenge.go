@@ -20,8 +20,10 @@ import (
 
 // The types of challenges that answers are kept for.
 const (
-	TLSALPN01 = "tls-alpn-01" // RFC 8737
-	HTTP01    = "http-01"     // RFC 8555, section 8.3
+	TLSALPN01 = "tls-alpn-01"    // RFC 8737
+	HTTP01    = "http-01"        // RFC 8555, section 8.3
+	DNS01     = "dns-01"         // RFC 8555, section 8.4
+	Persist01 = "dns-persist-01" // draft-ietf-acme-dns-persist
 )
 
 // ALPNProto is the protocol that a tls-alpn-01 validation offers, alone.

@@ -33,9 +33,9 @@ type entry struct {
 	names []string
 }
 
-// Add adds a certificate and returns the names it is served for, in place of
-// earlier ones for those names. Its leaf must match its key.
-func (s *Set) Add(cert tls.Certificate, now time.Time) (names []string, err error) {
+// Add adds a certificate, in place of earlier ones for its names, and returns it
+// as it is served. Its leaf must match its key.
+func (s *Set) Add(cert tls.Certificate, now time.Time) (*tls.Certificate, error) {
 	if len(cert.Certificate) == 0 {
 		return nil, errors.New("there is no certificate in it")
 	}
@@ -49,11 +49,7 @@ func (s *Set) Add(cert tls.Certificate, now time.Time) (names []string, err erro
 	if err := matches(leaf, cert.PrivateKey); err != nil {
 		return nil, err
 	}
-	for _, name := range certs.Names(leaf) {
-		if name, err := hostname.Canonical(name); err == nil {
-			names = append(names, name)
-		}
-	}
+	names := certs.Names(leaf)
 	if len(names) == 0 {
 		return nil, errors.New("it names no host")
 	}
@@ -65,7 +61,7 @@ func (s *Set) Add(cert tls.Certificate, now time.Time) (names []string, err erro
 	}
 	s.list = append(s.list, entry{&cert, names})
 	s.any.Store(true)
-	return names, nil
+	return &cert, nil
 }
 
 func matches(leaf *x509.Certificate, key crypto.PrivateKey) error {
@@ -97,6 +93,48 @@ func (s *Set) Get(name string) *tls.Certificate {
 		return s.byName.GetBytes(wild)
 	}
 	return nil
+}
+
+// Certificates returns the certificates that are served.
+func (s *Set) Certificates() []*tls.Certificate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var certs []*tls.Certificate
+	for _, e := range s.list {
+		if s.servesLocked(e) {
+			certs = append(certs, e.cert)
+		}
+	}
+	return certs
+}
+
+func (s *Set) servesLocked(e entry) bool {
+	for _, name := range e.names {
+		if s.byName.Get(name) == e.cert {
+			return true
+		}
+	}
+	return false
+}
+
+// Replace has a certificate that was added served with other contents, a new
+// OCSP response for one. It reports whether old was still there.
+func (s *Set) Replace(old, cert *tls.Certificate) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, e := range s.list {
+		if e.cert != old || !s.servesLocked(e) {
+			continue
+		}
+		for _, name := range e.names {
+			if s.byName.Get(name) == old {
+				s.byName.Set(name, cert)
+			}
+		}
+		s.list[i].cert = cert
+		return true
+	}
+	return false
 }
 
 // Expire takes out what has expired and returns the names that were served

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"example.com/letsencrypt/internal/certs"
 )
 
 var now = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
@@ -50,11 +52,11 @@ func sign(t *testing.T, template *x509.Certificate) tls.Certificate {
 // add adds a certificate and returns the names it is served for, sorted.
 func add(t *testing.T, s *Set, cert tls.Certificate) []string {
 	t.Helper()
-	names, err := s.Add(cert, now)
+	added, err := s.Add(cert, now)
 	if err != nil {
 		t.Fatalf("Add: %v", err)
 	}
-	return slices.Sorted(slices.Values(names))
+	return slices.Sorted(slices.Values(certs.Names(added.Leaf)))
 }
 
 // wantServed checks what is served for a name: one of the certificates, or
@@ -157,9 +159,9 @@ func TestAddRefuses(t *testing.T) {
 		{"no hosts", newCert(t, time.Hour, "a b", "a..b"), "no host"},
 	} {
 		var s Set
-		names, err := s.Add(tt.cert, now)
+		_, err := s.Add(tt.cert, now)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("Add of %s = %q, %v, want an error with %q", tt.name, names, err, tt.want)
+			t.Errorf("Add of %s = %v, want an error with %q", tt.name, err, tt.want)
 		}
 		if s.Any() {
 			t.Errorf("Add of %s adds it", tt.name)
