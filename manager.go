@@ -124,6 +124,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -132,7 +133,6 @@ import (
 	"time"
 
 	"example.com/letsencrypt/internal/ca"
-	"example.com/letsencrypt/internal/certs"
 	"example.com/letsencrypt/internal/challenge"
 	"example.com/letsencrypt/internal/event"
 	"example.com/letsencrypt/internal/hostname"
@@ -140,6 +140,7 @@ import (
 	"example.com/letsencrypt/internal/owned"
 	"example.com/letsencrypt/internal/queue"
 	"example.com/letsencrypt/internal/table"
+	"example.com/letsencrypt/internal/txt"
 	"golang.org/x/crypto/acme"
 	"golang.org/x/time/rate"
 )
@@ -176,9 +177,16 @@ type Manager struct {
 	// after a minute or with the Manager. ClientAddr(ctx) is the client that asks, if any.
 	Allow func(ctx context.Context, host string) error
 
+	DNS      DNSProvider   // sets records for dns-01; nil means tls-alpn-01 and http-01
+	Resolver *net.Resolver // for what we look up in the DNS; nil means net.DefaultResolver
+
 	// NewKey makes the key for each new certificate; nil means ECDSA P-256. It
 	// must be one that x509.MarshalPKCS8PrivateKey accepts.
 	NewKey func() (crypto.Signer, error)
+
+	// MustStaple asks for certificates that clients refuse unless they come
+	// with an OCSP response (RFC 7633). Many CAs don't issue them.
+	MustStaple bool
 
 	// Limit counts every certificate asked for, renewals included. Nil means
 	// one a minute, with a burst of 20.
@@ -213,6 +221,7 @@ type Manager struct {
 	hosts   table.Table[host]
 	own     owned.Set // the program's own certificates
 	answers challenge.Answers
+	solver  challenge.DNS
 	events  event.Queue[Event]
 
 	ctx     context.Context // ends with Shutdown; the work's, not the waiters'
@@ -240,8 +249,9 @@ type authority struct {
 	account *ca.Account
 	slots   chan struct{} // a token each for the orders under way
 
-	prober  *flight   // guarded by m.mu, as is limited: sees whether the CA works again
+	prober  *flight   // guarded by m.mu, as is what follows: sees whether the CA works again
 	limited []limited // hosts it refused, since it last did not
+	issuers []string  // the names it goes by in records of dns-persist-01; nil: not known
 }
 
 // The errors that a HostError may wrap.
@@ -288,6 +298,10 @@ const (
 	EventResumed  EventKind = "resumed"  // it works again: CA
 	EventLimit    EventKind = "limit"    // Limit is too low for the renewals: Err
 	EventState    EventKind = "state"    // the state could not be kept, or can be again: Err, nil in the latter case
+	EventTerms    EventKind = "terms"    // a CA's new terms of service were agreed to, unasked if Register got no prompt: CA
+	EventRecalled EventKind = "recalled" // a CA would have a certificate replaced before its time: Host, CA, Err
+	EventRevoked  EventKind = "revoked"  // a certificate was revoked, by Revoke or the CA: Host, CA, Err
+	EventStaple   EventKind = "staple"   // a certificate has no OCSP response to go with it, or has one again: Host, Err, nil in the latter case
 )
 
 // An Event is something that changed.
@@ -318,6 +332,7 @@ type host struct {
 	since               time.Time // when the certificate was obtained; zero: before we started
 	early               int       // certificates in a row, up to this one, that were due at once
 	dead                bool      // and said to be
+	revoked             bool      // by the CA, as its OCSP responder says
 	listed, managed     bool
 	trouble             *trouble  // nil while all is well
 	shut                time.Time // no CA takes an order for it before then
@@ -325,38 +340,6 @@ type host struct {
 }
 
 func (h *host) held() bool { return h.notAfter != 0 }
-
-// expiry returns when the certificate expires, zero if there is none.
-func (h *host) expiry() time.Time {
-	if !h.held() {
-		return time.Time{}
-	}
-	return time.Unix(h.notAfter, 0)
-}
-
-// retry returns when the host may be tried again after it failed.
-func (h *host) retry(now time.Time) time.Time {
-	if h.trouble == nil || h.trouble.Error == "" {
-		return time.Time{} // it failed, if at all, in part
-	}
-	return believe(h.trouble.Retry, h.trouble.Noted, now)
-}
-
-// lastError returns why the last attempt failed, nil if it did not.
-func (h *host) lastError() error {
-	if h.trouble == nil || h.trouble.Error == "" {
-		return nil
-	}
-	return &HostError{Host: h.name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.trouble.Retry}
-}
-
-// hold notes a new certificate. A nil leaf is read from the state when the
-// first client asks for it.
-func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
-	h.notBefore, h.notAfter, h.dead = notBefore, notAfter, false
-	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), rand.Float64()).UnixNano()
-	h.leaf.Store(leaf)
-}
 
 // begin makes the Manager ready for work, at its first use.
 func (m *Manager) begin() { m.once.Do(m.beginOnce) }
@@ -367,6 +350,7 @@ func (m *Manager) beginOnce() {
 	m.started = true
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.poke = make(chan struct{}, 1)
+	m.solver.Provider, m.solver.Records = m.DNS, &txt.Client{Resolver: m.Resolver}
 	for _, c := range m.CAs {
 		m.addCALocked(c)
 	}
@@ -383,30 +367,11 @@ func (m *Manager) beginOnce() {
 		h.poll = time.Now().Add(rand.N(spreadPolls)).UnixNano()
 		m.requeueLocked(h)
 	}
+	for _, cert := range m.own.Certificates() {
+		m.stapleOwnLocked(cert)
+	}
 	m.goLocked(m.loop)
 	m.goLocked(m.events.Drain) // what came up before
-}
-
-// spreadPolls is the time over which a Manager that starts with many
-// certificates asks for their renewal information.
-const spreadPolls = 6 * time.Hour
-
-// goLocked runs f in a goroutine that Shutdown waits for, and reports whether
-// it does: after Shutdown nothing starts.
-func (m *Manager) goLocked(f func()) bool {
-	if m.closed {
-		return false
-	}
-	m.running.Go(f)
-	return true
-}
-
-// pokeLocked has loop look at the queues again.
-func (m *Manager) pokeLocked() {
-	select {
-	case m.poke <- struct{}{}: // never blocks; before begin it is nil
-	default:
-	}
 }
 
 // Register makes an account at the first CA, under an e-mail address at which
@@ -447,7 +412,11 @@ func (m *Manager) Registered() bool {
 // nil one lifts the list. What is not on the list is for Allow to say, if that
 // is set; certificates held already are served till they expire.
 //
-// An entry that is no host (a URL, host:443) or a wildcard is logged, shown in Status, and
+// A wildcard, *.example.com, serves every name that has one more label, but for
+// those that are on the list themselves. It needs DNS, or a TXT record that a
+// person sets once: Status tells which.
+//
+// An entry that is no host (a URL, host:443) is logged, shown in Status, and
 // never asked for. Serve, ServeHTTPS and Listen obtain what the list lacks by
 // themselves. The list is part of the state, and in place of one read from a
 // cache file, whichever came first.
@@ -568,6 +537,36 @@ func (m *Manager) Renew(ctx context.Context, host string) error {
 	return m.await(ctx, f)
 }
 
+// Revoke has the CA revoke a host's certificate, for a reason of RFC 5280. A
+// new one with a new key takes its place first, and if none can be obtained
+// nothing is revoked. With acme.CRLReasonCessationOfOperation there is no new
+// one, unless the host is still on the list; with acme.CRLReasonKeyCompromise
+// the old one is revoked, and its key erased from memory and state, whatever
+// becomes of the new one. Revoke blocks, and tries again while the CA fails,
+// until ctx ends. The error is a *HostError, or several joined.
+func (m *Manager) Revoke(ctx context.Context, host string, reason acme.CRLReasonCode) error {
+	m.begin()
+	name, err := hostname.Canonical(host)
+	if err != nil {
+		return &HostError{Host: quote(host), Err: err}
+	}
+	rec, old, err := m.readCert(name)
+	if err != nil {
+		return &HostError{Host: name, Err: err}
+	}
+	compromised := reason == acme.CRLReasonKeyCompromise
+	if reason != acme.CRLReasonCessationOfOperation {
+		err = m.replace(ctx, name, compromised)
+	}
+	if err != nil && !compromised {
+		return err
+	}
+	if failed := m.revoke(ctx, rec, old, reason); failed != nil {
+		return errors.Join(err, &HostError{Host: name, CA: rec.CA, Err: failed})
+	}
+	return errors.Join(err, m.erase(name, rec, reason))
+}
+
 // obtain asks the CAs for a certificate, one after the other until one issues
 // or a failure is not the CA's, and puts it in place.
 func (m *Manager) obtain(f *flight) (*tls.Certificate, *failure) {
@@ -591,7 +590,7 @@ func (m *Manager) obtain(f *flight) (*tls.Certificate, *failure) {
 }
 
 // order obtains a certificate from one CA. An account that the CA does not
-// know any more is made anew, once.
+// know any more is made anew, once, and new terms of service agreed to.
 func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 	if err := m.admit(f, a); err != nil {
 		return nil, err
@@ -606,15 +605,22 @@ func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 		return nil, err
 	}
 	for again := true; ; again = false {
+		began := time.Now()
 		client, err := a.account.Client(m.ctx)
 		if err != nil {
 			return nil, err
 		}
 		cert, err := m.tryChallenges(f, a, client)
-		if fault, _ := faultsIn(err); !again || fault == nil || fault.Class != ca.NoAccount {
+		fault, _ := faultsIn(err)
+		switch {
+		case !again || fault == nil || fault.Class != ca.NoAccount && fault.Class != ca.Terms:
 			return cert, err
+		case fault.Class == ca.NoAccount:
+			err = a.account.Forget(client)
+		default:
+			err = m.agree(a, client, fault, began)
 		}
-		if err := a.account.Forget(client); err != nil {
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -624,7 +630,11 @@ func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 // challenge that is left when one could not be passed.
 func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tls.Certificate, error) {
 	var errs []error
-	for types := m.challengeTypes(f.host); len(types) > 0; {
+	s := &solving{m: m, a: a, client: client, host: f.host.name, types: m.challengeTypes(f.host)}
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	for len(s.types) > 0 {
 		if len(errs) > 0 && !m.another() {
 			break
 		}
@@ -632,25 +642,15 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
 		}
-		typ := ""
-		j.Solve = func(ctx context.Context, auth *ca.Authorization, arrived chan<- struct{}) (*ca.Answer, error) {
-			ch, err := auth.Pick(types)
-			if err != nil {
-				return nil, err
-			}
-			typ = ch.Type
-			return m.answer(client, f.host.name, ch, arrived)
-		}
+		j.Solve = s.solve
 		cert, err := client.Obtain(m.ctx, j.Job)
 		if err == nil {
 			return m.publish(f.host, a, client, j.key, cert)
 		}
-		errs = append(errs, m.orderFailed(f.host, typ, err.(*ca.Failure)))
-		i := slices.Index(types, typ)
-		if i < 0 || err.(*ca.Failure).Class != ca.Validation {
+		errs = append(errs, m.orderFailed(f.host, s.typ, err.(*ca.Failure), s.late))
+		if err.(*ca.Failure).Class != ca.Validation || !s.another() {
 			break
 		}
-		types = slices.Delete(types, i, i+1)
 	}
 	return nil, errors.Join(errs...)
 }

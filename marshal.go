@@ -15,6 +15,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
+	"net/http"
 	"strings"
 	"time"
 
@@ -23,6 +25,7 @@ import (
 	"example.com/letsencrypt/internal/certs"
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/journal"
+	"golang.org/x/crypto/acme"
 )
 
 // The kinds of records that the state is made of. The name of a record is the
@@ -39,14 +42,17 @@ const (
 	kindOrder    = "order"    // orderRecord, by host
 	kindPause    = "pause"    // pause, by directory URL
 	kindRegister = "register" // registration
+	kindRevoked  = "revoked"  // revokedRecord, by host: a certificate that must not come back
+	kindStaple   = "staple"   // stapleRecord, by host or, for the program's own, the leaf's hash
 
 	onlyOne = "-"
 )
 
 // A registration is what Register was told, for every CA that is asked later.
 type registration struct {
-	Email   string `json:"email,omitempty"`
-	Refused bool   `json:"refused,omitempty"` // the terms of service
+	Email    string `json:"email,omitempty"`
+	Prompted bool   `json:"prompted,omitempty"` // there was a prompt for the terms of service
+	Refused  bool   `json:"refused,omitempty"`  // they were not agreed to
 }
 
 type certRecord struct {
@@ -55,6 +61,7 @@ type certRecord struct {
 	Account   string `json:"account,omitempty"`
 	Profile   string `json:"profile,omitempty"`
 	Challenge string `json:"challenge,omitempty"` // the type that was passed
+	Stapled   bool   `json:"stapled,omitempty"`   // it names an OCSP responder
 	Leaf      []byte `json:"leaf"`
 	Key       []byte `json:"key"` // PKCS #8
 }
@@ -76,10 +83,21 @@ type momentRecord struct {
 	Moment time.Time `json:"moment"`
 }
 
+type revokedRecord struct {
+	Leaf  string `json:"leaf"`  // its hash
+	Until int64  `json:"until"` // when it expires, Unix seconds
+}
+
+type stapleRecord struct {
+	Leaf     string `json:"leaf"`     // the hash of that it is about
+	Response []byte `json:"response"` // OCSP, DER
+}
+
 // The state is all that Marshal writes, decoded, but for what is kept by host.
 // Every change to it goes through putLocked.
 type state struct {
 	registration registration
+	prompt       func(tosURL string) bool // Register's; not written
 	accounts     map[string]ca.Credentials
 	orders       map[string]orderRecord
 	pauses       map[string]pause
@@ -102,6 +120,20 @@ type keeping struct {
 	owed     bool      // something has changed since
 
 	chains map[string][][]byte // above the leaves, by hash
+}
+
+// A Storage is a place that several processes share. Every storage plugin of
+// CertMagic is one.
+type Storage interface {
+	// Lock blocks until no other holds the lock of that name, or ctx ends.
+	Lock(ctx context.Context, name string) error
+	Unlock(ctx context.Context, name string) error
+	Store(ctx context.Context, key string, value []byte) error
+	// Load returns an error that is fs.ErrNotExist where there is no value.
+	Load(ctx context.Context, key string) ([]byte, error)
+	Delete(ctx context.Context, key string) error
+	// List returns the keys below a prefix, all of them or the next level.
+	List(ctx context.Context, prefix string, recursive bool) ([]string, error)
 }
 
 // record returns the record of a kind and name with v in it.
@@ -255,6 +287,10 @@ func check(r journal.Record) error {
 		v = new(pause)
 	case kindRegister:
 		v = new(registration)
+	case kindRevoked:
+		v = new(revokedRecord)
+	case kindStaple:
+		v = new(stapleRecord)
 	default:
 		return nil
 	}
@@ -305,8 +341,12 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 	return true
 }
 
-// laterLocked reports whether the certificate in r outlives the one we have.
+// laterLocked reports whether the certificate in r outlives the one we have,
+// and was not revoked.
 func (m *Manager) laterLocked(r journal.Record) bool {
+	if m.withdrawnLocked(r) {
+		return false
+	}
 	ours, ok := m.log.Get(kindCert, r.Name())
 	if !ok {
 		return true
@@ -314,6 +354,36 @@ func (m *Manager) laterLocked(r journal.Record) bool {
 	a, _ := ours.Field(1)
 	b, _ := r.Field(1)
 	return b > a
+}
+
+// withdrawnLocked reports whether r is a certificate that must not come back.
+func (m *Manager) withdrawnLocked(r journal.Record) bool {
+	var revoked revokedRecord
+	var rec certRecord
+	mark, ok := m.log.Get(kindRevoked, r.Name())
+	return ok && json.Unmarshal([]byte(mark.JSON()), &revoked) == nil &&
+		json.Unmarshal([]byte(r.JSON()), &rec) == nil && leafHash(rec.Leaf) == revoked.Leaf
+}
+
+// forgetRevokedLocked forgets a certificate that can't come back any more.
+func (m *Manager) forgetRevokedLocked(h *host, now time.Time) {
+	var rec revokedRecord
+	r, ok := m.log.Get(kindRevoked, h.name)
+	if ok && json.Unmarshal([]byte(r.JSON()), &rec) == nil && now.Unix() > rec.Until {
+		m.putLocked(journal.Delete(kindRevoked, h.name))
+	}
+}
+
+// withdrawLocked takes a host's certificate out of memory and state.
+func (m *Manager) withdrawLocked(h *host) {
+	for _, kind := range []string{kindCert, kindMoment, kindStaple} {
+		if _, ok := m.log.Get(kind, h.name); ok {
+			m.putLocked(journal.Delete(kind, h.name))
+		}
+	}
+	h.notBefore, h.notAfter = 0, 0
+	h.leaf.Store(nil)
+	m.requeueLocked(h)
 }
 
 // applyLocked takes what a record says, which check has found to decode, into
@@ -360,6 +430,11 @@ func (m *Manager) applyLocked(r journal.Record) {
 			m.applyLocked(r)
 		}
 		m.requeueLocked(h)
+	case kindRevoked:
+		h := m.hosts.Get(name)
+		if r, ok := m.log.Get(kindCert, name); ok && h != nil && m.withdrawnLocked(r) {
+			m.withdrawLocked(h)
+		}
 	case kindMoment:
 		var rec momentRecord
 		if h := m.hosts.Get(name); h != nil && decode(&rec) && rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
@@ -491,17 +566,14 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 			return err
 		}
 		if d.Meta.Terms != "" && !prompt(d.Meta.Terms) {
-			m.set(record(kindRegister, onlyOne, registration{Email: email, Refused: true}))
-			m.sync() // reports its error
-			return fmt.Errorf("%w: %s", errTerms, d.Meta.Terms)
+			return m.refuseTerms(email, d.Meta.Terms)
 		}
 	}
 	m.mu.Lock()
+	m.prompt = prompt
 	had, changed := m.accounts[a.Directory].URL != "", m.registration.Email != email
-	if m.registration.Refused {
-		m.pardonLocked()
-	}
-	m.setLocked(record(kindRegister, onlyOne, registration{Email: email}))
+	m.pardonLocked()
+	m.setLocked(record(kindRegister, onlyOne, registration{Email: email, Prompted: prompt != nil}))
 	m.mu.Unlock()
 	client, err := a.account.Client(ctx)
 	if err == nil && had && changed {
@@ -510,9 +582,41 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 	return err
 }
 
-// pardonLocked has the hosts tried again that failed for want of agreement to
-// the terms of service.
+// refuseTerms keeps that the terms of service were not agreed to.
+func (m *Manager) refuseTerms(email, url string) error {
+	m.set(record(kindRegister, onlyOne, registration{Email: email, Prompted: true, Refused: true}))
+	m.sync() // reports its error
+	return fmt.Errorf("%w: %s", errTerms, url)
+}
+
+// agree puts terms of service that a CA has changed to Register's prompt. If
+// Register was called without one, or not at all, they are agreed to.
+func (m *Manager) agree(a *authority, client *ca.Client, f *ca.Failure, since time.Time) error {
+	return a.account.Agree(m.ctx, client, f.Action, since, func(url string) error {
+		m.mu.Lock()
+		prompt, reg := m.prompt, m.registration
+		m.mu.Unlock()
+		switch {
+		case prompt != nil && !prompt(url):
+			return m.refuseTerms(reg.Email, url)
+		case prompt == nil && reg.Prompted:
+			return fmt.Errorf("%w: there are new ones, %s, and no prompt to put them to: call Register with one", errTerms, url)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.reportLocked(Event{Kind: EventTerms, CA: a.Directory})
+		return nil
+	})
+}
+
+// pardonLocked has the CAs asked and the hosts tried again that failed for want
+// of agreement to terms of service.
 func (m *Manager) pardonLocked() {
+	for url, p := range m.pauses {
+		if strings.Contains(p.Error, errTerms.Error()) {
+			m.setLocked(journal.Delete(kindPause, url))
+		}
+	}
 	for _, h := range m.hosts.All() {
 		if h.trouble != nil && strings.Contains(h.trouble.Error, errTerms.Error()) {
 			m.setLocked(record(kindBackoff, h.name, trouble{Noted: h.trouble.Noted, Failed: h.trouble.Failed, Limits: h.trouble.Limits, Paused: h.trouble.Paused, Said: h.trouble.Said}))
@@ -575,8 +679,17 @@ type job struct {
 // job returns the order for a host that was made at the CA before, or a new
 // one, which replaces the certificate that we hold from there.
 func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
-	j := &job{Job: ca.Job{Host: h.name, Profile: a.Profile, Chain: a.Chain}}
+	j := &job{Job: ca.Job{Host: h.name, Profile: a.Profile, Chain: a.Chain, MustStaple: m.MustStaple}}
 	rec, old, none := m.readCert(h.name)
+	if _, addr := hostname.IsAddr(h.name); addr && a.Profile == "" {
+		d, err := client.Directory(m.ctx)
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := d.Meta.Profiles[shortLived]; ok {
+			j.Profile = shortLived
+		}
+	}
 	m.mu.Lock()
 	begun := m.orders[h.name]
 	ok := m.begunLocked(h)
@@ -604,6 +717,10 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 	}
 	return j, nil
 }
+
+// shortLived is the profile that Let's Encrypt, and whoever goes by its names,
+// certifies addresses under.
+const shortLived = "shortlived"
 
 // begunLocked reports whether there is an order for the host to finish. One
 // from before its certificate was made is not: in a file that several processes
@@ -636,11 +753,12 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	if err != nil {
 		return nil, err
 	}
-	rec := certRecord{CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Key: key}
+	rec := certRecord{CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Stapled: certs.HasResponder(c.Leaf), Key: key}
 	records := append(certRecords(h.name, rec, c.Chain, c.Leaf), journal.Delete(kindOrder, h.name))
 	if _, ok := m.log.Get(kindChain, records[0].Name()); ok {
 		records = records[1:] // most hosts have the same one
 	}
+	old := m.predecessor(h, c.Leaf)
 	m.mu.Lock()
 	m.putLocked(records...)
 	delete(m.orders, h.name)
@@ -650,9 +768,33 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	if above, err := m.readChain(chainHash(c.Chain[1:])); err == nil {
 		cert.Certificate = append(c.Chain[:1:1], above...)
 	}
-	kind, now := EventObtained, time.Now().Round(0)
+	s := newStapled(h, a, cert, rec.Stapled)
+	if certs.MustStaple(c.Leaf) {
+		if resp, err := m.fetchStaple(s); err == nil && !resp.Revoked {
+			s.take(resp) // else it is tried again, and reported
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.takeOverLocked(h, a, c, s, old), nil
+}
+
+// predecessor returns the certificate that is served for a host until the new
+// one has its first staple, nil if the new one needs none.
+func (m *Manager) predecessor(h *host, leaf *x509.Certificate) *tls.Certificate {
+	if !certs.MustStaple(leaf) || !certs.HasResponder(leaf) {
+		return nil
+	}
+	if old := h.leaf.Load(); old != nil {
+		return old
+	}
+	return m.firstUse(h)
+}
+
+// takeOverLocked puts a new certificate in the place of the old one. One that
+// must be stapled waits for its staple, as long as the old one lives.
+func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *stapled, old *tls.Certificate) *tls.Certificate {
+	kind, now := EventObtained, time.Now().Round(0)
 	var limits trouble // of the CAs that did not issue
 	if h.trouble != nil {
 		h.early = h.trouble.Early
@@ -666,17 +808,30 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	if len(limits.Limits)+len(limits.Paused) > 0 {
 		m.setLocked(record(kindBackoff, h.name, limits))
 	}
+	m.forgetRevokedLocked(h, now)
 	if h.held() {
 		kind = EventRenewed
 	}
-	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), cert)
+	if s.last == nil && old != nil && now.Before(h.expiry()) {
+		s.served, s.until = old, h.expiry()
+	}
+	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), s.served)
 	h.asked.Store(false)
 	h.since, h.poll = now, now.UnixNano()
 	m.newest = max(m.newest, h.notBefore)
+	m.keepStapleLocked(s, now)
 	m.settleLocked(a, h, nil, now)
 	m.reportLocked(Event{Kind: kind, Host: h.name, CA: a.Directory, NotAfter: c.Leaf.NotAfter, Next: time.Unix(0, h.renewal)})
 	m.tooSoonLocked(h, now)
-	return cert, nil
+	return s.served
+}
+
+// hold notes a new certificate. A nil leaf is read from the state when the
+// first client asks for it.
+func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
+	h.notBefore, h.notAfter, h.dead, h.revoked = notBefore, notAfter, false, false
+	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), mathrand.Float64()).UnixNano()
+	h.leaf.Store(leaf)
 }
 
 // certRecords returns the records that keep a certificate.
@@ -685,6 +840,8 @@ func certRecords(host string, rec certRecord, chain [][]byte, leaf *x509.Certifi
 	rec.Chain, rec.Leaf = chainHash(chain[1:]), chain[0]
 	return []journal.Record{above, record(kindCert, host, rec, leaf.NotBefore.Unix(), leaf.NotAfter.Unix())}
 }
+
+func leafHash(der []byte) string { return chainHash([][]byte{der}) }
 
 func chainHash(chain [][]byte) string {
 	h := sha256.New()
@@ -774,6 +931,105 @@ func (m *Manager) status(name string) HostStatus {
 	return s
 }
 
+// replace obtains a new certificate for a host whose old one is to be revoked.
+// That of a compromised key does not wait for it forever.
+func (m *Manager) replace(ctx context.Context, name string, compromised bool) error {
+	if compromised {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, maxWait, errWait)
+		defer cancel()
+	}
+	f, err := m.manage(name, true)
+	if err != nil {
+		return err
+	}
+	return m.await(ctx, f)
+}
+
+// authority returns the CA with a directory URL, nil if it is not one of CAs.
+func (m *Manager) authority(directory string) *authority {
+	for _, a := range m.authorities {
+		if a.Directory == directory {
+			return a
+		}
+	}
+	return nil
+}
+
+// revoke has the CA revoke a certificate, again and again while it fails.
+func (m *Manager) revoke(ctx context.Context, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.ctx, func() { cancel(http.ErrServerClosed) })()
+	for n := 1; ; n++ {
+		client, key, err := m.revoker(ctx, rec, cert, reason)
+		if err == nil {
+			err = client.Revoke(ctx, key, cert.Certificate[0], reason)
+		}
+		f, ok := errors.AsType[*ca.Failure](err)
+		if !ok || !f.CAWide() {
+			return err
+		}
+		select {
+		case <-time.After(max(f.Retry, backoff(n, revokeFirst, pauseFirst))):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: not revoked: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// revoker returns who asks for a revocation, and the key that signs if it is not
+// the account's. Let's Encrypt believes that a key is compromised only who has
+// it, and takes that, from who has it, for the reason.
+func (m *Manager) revoker(ctx context.Context, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) (*ca.Client, crypto.Signer, error) {
+	a := m.authority(rec.CA)
+	key, _ := cert.PrivateKey.(crypto.Signer)
+	switch compromised := reason == acme.CRLReasonKeyCompromise; {
+	case rec.CA == "":
+		return nil, nil, errors.New("it is not known which CA issued it")
+	case a == nil && compromised:
+		return ca.New(rec.CA, nil, nil, ""), key, nil
+	case a == nil:
+		return nil, nil, errors.New("the CA that issued it is not one of CAs any more")
+	case compromised:
+		return a.account.Reader(), key, nil
+	}
+	client, err := a.account.Client(ctx)
+	return client, nil, err
+}
+
+// erase takes a revoked certificate out of memory and state, if it was not
+// replaced, and sees to it that it does not come back.
+func (m *Manager) erase(name string, rec certRecord, reason acme.CRLReasonCode) error {
+	leaf, err := x509.ParseCertificate(rec.Leaf)
+	if err != nil {
+		return err
+	}
+	notAfter := leaf.NotAfter
+	now, _, err := m.readCert(name)
+	m.mu.Lock()
+	m.setLocked(record(kindRevoked, name, revokedRecord{Leaf: leafHash(rec.Leaf), Until: notAfter.Unix()}))
+	if h := m.hosts.Get(name); h != nil && err == nil && bytes.Equal(now.Key, rec.Key) {
+		if reason == acme.CRLReasonCessationOfOperation {
+			h.managed = false
+			h.asked.Store(false)
+		}
+		m.withdrawLocked(h)
+		m.tidyLocked(h)
+	}
+	m.reportLocked(Event{Kind: EventRevoked, Host: name, CA: rec.CA, Err: errAsked, NotAfter: notAfter})
+	m.mu.Unlock()
+	if reason == acme.CRLReasonKeyCompromise {
+		m.log.Compact() // if it fails, Sync does
+	}
+	if err := m.sync(); err != nil {
+		return &HostError{Host: name, CA: rec.CA, Err: fmt.Errorf("revoked, but not yet erased: %w", err)}
+	}
+	return nil
+}
+
+var errAsked = errors.New("Revoke was called")
+
 func parseKey(der []byte) (crypto.Signer, error) {
 	key, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
@@ -839,5 +1095,5 @@ func importPEM(host, chain, key string) ([]journal.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return certRecords(host, certRecord{Key: der}, pair.Certificate, leaf), nil
+	return certRecords(host, certRecord{Stapled: certs.HasResponder(leaf), Key: der}, pair.Certificate, leaf), nil
 }

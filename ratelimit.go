@@ -1,6 +1,7 @@
 package letsencrypt
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -30,6 +31,7 @@ import (
 const (
 	maxFlights   = 32               // attempts under way that no client waits for, and orders at one CA
 	maxPolls     = 8                // questions for renewal information under way
+	maxStaplings = 8                // questions to OCSP responders under way
 	maxWaiters   = 1000             // handshakes and Cert calls that wait for an order
 	maxPerHost   = 20               // of those, for one host
 	maxWait      = 60 * time.Second // one of those
@@ -40,6 +42,9 @@ const (
 
 	backoffFirst = time.Minute // after a host's first failure; doubles
 	backoffMost  = 24 * time.Hour
+	revokeFirst  = time.Second // after a CA's first failure to revoke; doubles
+	stapleFirst  = time.Minute // after an OCSP responder's first failure; doubles
+	stapleMost   = time.Hour
 	pauseFirst   = time.Minute // after a CA's first failure; doubles
 	pauseMost    = time.Hour
 	personMost   = 24 * time.Hour      // between tries of a host that a person must unpause
@@ -47,6 +52,7 @@ const (
 	clockSlack   = time.Hour           // how far back a clock may be set before it is called wrong
 	maxAhead     = 15 * 24 * time.Hour // a day more than any Retry-After that is heeded
 	coverLead    = 24 * time.Hour      // before a certificate of the program's own expires
+	spreadPolls  = 6 * time.Hour       // over which a Manager that starts with many certificates asks for their renewal information
 	lookEvery    = time.Minute         // at the clock, whatever timers say: a suspended machine stops them
 	leastWait    = time.Millisecond    // before a host is looked at again
 	levelEvery   = time.Minute         // between records of the buckets' levels
@@ -57,16 +63,18 @@ const (
 // A schedule is what is due when, and what waits for what. It is guarded by
 // Manager.mu.
 type schedule struct {
-	due        queue.Queue[*host]   // all that something is due for, by when
-	renewals   queue.Queue[*flight] // of certificates past their moment, waiting for a token; by expiry
-	lacking    queue.Queue[*flight] // for hosts without a certificate, waiting for a token; in turn
-	turn       time.Time            // the last in lacking
-	awaited    map[*flight]int      // flights that Manage or Renew wait for, and how many do
-	background int                  // flights under way that started from a queue
-	waiters    int                  // handshakes and Cert calls that wait for a flight
-	clients    int                  // flights that one of those started
-	questions  int                  // to Allow, about hosts that are due
-	polls      int                  // questions for renewal information under way
+	due        queue.Queue[*host]    // all that something is due for, by when
+	renewals   queue.Queue[*flight]  // of certificates past their moment, waiting for a token; by expiry
+	lacking    queue.Queue[*flight]  // for hosts without a certificate, waiting for a token; in turn
+	turn       time.Time             // the last in lacking
+	awaited    map[*flight]int       // flights that Manage or Renew wait for, and how many do
+	background int                   // flights under way that started from a queue
+	waiters    int                   // handshakes and Cert calls that wait for a flight
+	clients    int                   // flights that one of those started
+	questions  int                   // to Allow, about hosts that are due
+	polls      int                   // questions for renewal information under way
+	staples    queue.Queue[*stapled] // by when to see to them
+	staplings  int                   // questions to OCSP responders under way
 
 	buckets  bucket.Set
 	leveled  time.Time // when their levels were last recorded
@@ -192,6 +200,30 @@ func (m *Manager) hostLocked(name string) *host {
 	return h
 }
 
+// expiry returns when the certificate expires, zero if there is none.
+func (h *host) expiry() time.Time {
+	if !h.held() {
+		return time.Time{}
+	}
+	return time.Unix(h.notAfter, 0)
+}
+
+// retry returns when the host may be tried again after it failed.
+func (h *host) retry(now time.Time) time.Time {
+	if h.trouble == nil || h.trouble.Error == "" {
+		return time.Time{} // it failed, if at all, in part
+	}
+	return believe(h.trouble.Retry, h.trouble.Noted, now)
+}
+
+// lastError returns why the last attempt failed, nil if it did not.
+func (h *host) lastError() error {
+	if h.trouble == nil || h.trouble.Error == "" {
+		return nil
+	}
+	return &HostError{Host: h.name, CA: h.trouble.CA, Err: h.trouble.cause(), Retry: h.trouble.Retry}
+}
+
 func hostsRecord(hosts []string) journal.Record {
 	if hosts == nil {
 		return journal.Delete(kindHosts, onlyOne)
@@ -205,9 +237,6 @@ func (m *Manager) relistLocked() {
 	m.badHosts = nil
 	for _, s := range m.list {
 		name, err := hostname.Canonical(s)
-		if err == nil && strings.HasPrefix(name, "*.") {
-			err = errWildcard
-		}
 		if err == nil {
 			on[name] = true
 			continue
@@ -234,7 +263,7 @@ func (m *Manager) relistLocked() {
 	}
 }
 
-var errWildcard = errors.New("a wildcard needs a challenge in the DNS, which is not supported: list the names, or bring the certificate with AddCertificate")
+func isWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
 // only returns the one address and the one host in the set, "" for none or many.
 func only(hosts map[string]bool) (addr, host string) {
@@ -252,6 +281,19 @@ func only(hosts map[string]bool) (addr, host string) {
 		host = ""
 	}
 	return addr, host
+}
+
+// coverLocked returns the wildcard that serves a name which the program did not
+// name itself, or else the name.
+func (m *Manager) coverLocked(name string) string {
+	if h := m.hosts.Get(name); h != nil && (h.listed || h.managed) {
+		return name
+	}
+	wild, _ := hostname.Wildcard(name)
+	if h := m.hosts.Get(wild); h != nil && (h.listed || h.managed) {
+		return wild
+	}
+	return name
 }
 
 // A verdict is what the program's settings say of a host.
@@ -289,7 +331,7 @@ func (m *Manager) wantedLocked(h *host, now time.Time) bool {
 		return false
 	}
 	asked := h.asked.Load()
-	if !h.listed && !h.managed && !asked || m.judgeLocked(h.name, h) == refused {
+	if !h.listed && !h.managed && (!asked || m.coverLocked(h.name) != h.name) || m.judgeLocked(h.name, h) == refused {
 		return false
 	}
 	if h.held() || h.managed || m.begunLocked(h) {
@@ -700,7 +742,7 @@ func (m *Manager) limitedLocked(a *authority, h *host, f *ca.Failure, now time.T
 
 // orderFailed notes that an order failed, and with what type of challenge, and
 // adds to the CA's words what we saw of it.
-func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
+func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure, late error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, begun := m.orders[h.name]; begun && !f.Resumable() {
@@ -710,7 +752,11 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure) error {
 		return f
 	}
 	h.trouble = h.trouble.with(func(t *trouble) { put(&t.Failed, typ, time.Now().Round(0)) })
-	if v, ok := errors.AsType[*ca.ValidationError](f); ok && !v.Arrived {
+	if late != nil {
+		return fmt.Errorf("%w; %w", f, late)
+	}
+	seen := typ == challenge.TLSALPN01 || typ == challenge.HTTP01
+	if v, ok := errors.AsType[*ca.ValidationError](f); ok && seen && !v.Arrived {
 		return fmt.Errorf("%w; %s", f, challenge.Advice(typ, h.name, m.tlsReady))
 	}
 	return f
@@ -730,7 +776,7 @@ func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 	if errors.Is(f.Err, errTooSoon) {
 		n = h.early
 	}
-	if !f.own && f.ours {
+	if last, _ := faultsIn(f.Err); !f.own && f.ours || last != nil && last.Class == ca.Unset {
 		most = pauseMost // what is wrong with us may be put right any moment
 	}
 	t.Retry = now.Add(backoff(n, backoffFirst, most))
@@ -754,10 +800,14 @@ func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 // told at once: no client waits for a token, nor goes on waiting once parked,
 // if it is not nil, is closed.
 func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight, parked <-chan struct{}, err error) {
+	name = m.coverLocked(name)
 	h, now := m.hosts.Get(name), time.Now().Round(0)
 	v := m.judgeLocked(name, h)
 	if v == refused && hello == nil && m.list == nil {
 		v = stranger // the program itself named it to Cert
+	}
+	if v == asking && hello != nil && isWildcard(name) {
+		v = refused // nobody's browser says that
 	}
 	fail := func(err error, retry time.Time) (*flight, <-chan struct{}, error) {
 		return nil, nil, &HostError{Host: name, Err: err, Retry: retry}
@@ -861,6 +911,24 @@ func (m *Manager) await(ctx context.Context, f *flight) error {
 	return err
 }
 
+// goLocked runs f in a goroutine that Shutdown waits for, and reports whether
+// it does: after Shutdown nothing starts.
+func (m *Manager) goLocked(f func()) bool {
+	if m.closed {
+		return false
+	}
+	m.running.Go(f)
+	return true
+}
+
+// pokeLocked has loop look at the queues again.
+func (m *Manager) pokeLocked() {
+	select {
+	case m.poke <- struct{}{}: // never blocks; before begin it is nil
+	default:
+	}
+}
+
 // loop is the Manager's one goroutine that lives as long as the Manager does.
 func (m *Manager) loop() {
 	timer := time.NewTimer(0)
@@ -893,8 +961,14 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 	for item := m.due.Pop(now); item != nil; item = m.due.Pop(now) {
 		m.dueLocked(item.Value, now)
 	}
+	for item := m.staples.Pop(now); item != nil; item = m.staples.Pop(now) {
+		m.seeToStapleLocked(item.Value, now)
+	}
 	next = earliest(next, m.launchLocked(now))
 	if item, at := m.due.Next(); item != nil {
+		next = earliest(next, at)
+	}
+	if item, at := m.staples.Next(); item != nil {
 		next = earliest(next, at)
 	}
 	next = earliest(next, m.own.Next())
@@ -1297,7 +1371,7 @@ func (m *Manager) tidyLocked(h *host) {
 
 // dropLocked forgets a host that nobody wants.
 func (m *Manager) dropLocked(h *host) {
-	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder} {
+	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder, kindRevoked, kindStaple} {
 		if _, ok := m.log.Get(kind, h.name); ok {
 			m.putLocked(journal.Delete(kind, h.name))
 		}
@@ -1315,7 +1389,7 @@ func (m *Manager) pollLocked(h *host) {
 	}
 	notAfter := h.notAfter
 	h.polling = m.goLocked(func() {
-		info, id, err := m.renewalInfo(h.name)
+		info, issuer, id, err := m.renewalInfo(h.name)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.polls--
@@ -1327,7 +1401,7 @@ func (m *Manager) pollLocked(h *host) {
 		now := time.Now().Round(0)
 		h.poll = now.Add(info.Again).UnixNano()
 		if err == nil {
-			m.chooseLocked(h, id, info, now)
+			m.chooseLocked(h, issuer, id, info, now)
 		}
 		m.requeueLocked(h)
 	})
@@ -1338,26 +1412,24 @@ func (m *Manager) pollLocked(h *host) {
 
 // renewalInfo asks for what RFC 9773 has for the certificate that is kept for
 // a host. Where a CA offers nothing, our own schedule is all there is.
-func (m *Manager) renewalInfo(name string) (info ca.RenewalInfo, id string, err error) {
+func (m *Manager) renewalInfo(name string) (info ca.RenewalInfo, issuer, id string, err error) {
 	info.Again = levelAgain
 	rec, cert, err := m.readCert(name)
 	if err != nil {
-		return info, "", err
+		return info, "", "", err
 	}
 	leaf, err := x509.ParseCertificate(cert.Certificate[0])
 	if err != nil {
-		return info, "", err
+		return info, "", "", err
 	}
 	if id, err = certs.ID(leaf); err != nil {
-		return info, "", err
+		return info, "", "", err
 	}
-	for _, a := range m.authorities {
-		if a.Directory == rec.CA {
-			info, err = a.account.Reader().RenewalInfo(m.ctx, id)
-			return info, id, err
-		}
+	if a := m.authority(rec.CA); a != nil {
+		info, err = a.account.Reader().RenewalInfo(m.ctx, id)
+		return info, rec.CA, id, err
 	}
-	return info, id, ca.ErrNoRenewalInfo
+	return info, rec.CA, id, ca.ErrNoRenewalInfo
 }
 
 // levelAgain is when a certificate that no CA can be asked about is looked at
@@ -1366,10 +1438,13 @@ const levelAgain = 24 * time.Hour
 
 // chooseLocked chooses the moment of a host's renewal in the window that the
 // CA suggests, or keeps the one that it chose in that window before.
-func (m *Manager) chooseLocked(h *host, id string, info ca.RenewalInfo, now time.Time) {
+func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, now time.Time) {
 	var was momentRecord
 	if r, ok := m.log.Get(kindMoment, h.name); ok {
 		json.Unmarshal([]byte(r.JSON()), &was) // it was checked when it came in
+	}
+	if h.revoked {
+		return // it is to be replaced whatever the CA suggests
 	}
 	if was.ID == id && was.Start.Equal(info.Start) && was.End.Equal(info.End) {
 		h.renewal = was.Moment.UnixNano()
@@ -1378,8 +1453,12 @@ func (m *Manager) chooseLocked(h *host, id string, info ca.RenewalInfo, now time
 	start, end := certs.Clip(info.Start, info.End, time.Unix(h.notBefore, 0), h.expiry(), now)
 	moment := certs.Moment(start, end, rand.Float64())
 	m.setLocked(record(kindMoment, h.name, momentRecord{ID: id, Start: info.Start, End: info.End, Moment: moment}))
+	ahead := h.renewal > now.UnixNano() && info.End.Before(now)
 	if h.renewal = moment.UnixNano(); moment.After(now) {
 		h.early = 0
+	}
+	if ahead {
+		m.reportLocked(Event{Kind: EventRecalled, Host: h.name, CA: issuer, NotAfter: h.expiry(), Err: errors.New(cmp.Or(info.Explanation, "the CA does not say why"))})
 	}
 	m.tooSoonLocked(h, now)
 }

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,10 +21,14 @@ import (
 	"time"
 
 	"example.com/letsencrypt/internal/ca"
+	"example.com/letsencrypt/internal/certs"
 	"example.com/letsencrypt/internal/challenge"
 	"example.com/letsencrypt/internal/event"
 	"example.com/letsencrypt/internal/hostname"
+	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/queue"
+	"example.com/letsencrypt/internal/staple"
+	"example.com/letsencrypt/internal/txt"
 )
 
 // What bounds a connection.
@@ -126,7 +132,11 @@ func (m *Manager) firstUse(h *host) *tls.Certificate {
 	if !time.Now().Before(expiry) {
 		return nil
 	}
-	_, cert, err := m.readCert(h.name)
+	rec, cert, err := m.readCert(h.name)
+	s := newStapled(h, m.authority(rec.CA), cert, rec.Stapled && err == nil)
+	if resp := m.keptStaple(s); resp != nil {
+		s.take(resp)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -134,8 +144,8 @@ func (m *Manager) firstUse(h *host) *tls.Certificate {
 		m.reportLocked(Event{Kind: EventState, Host: h.name, Err: err})
 		h.notBefore, h.notAfter = 0, 0
 		m.requeueLocked(h)
-	case err == nil && h.expiry().Equal(expiry):
-		h.leaf.CompareAndSwap(nil, cert)
+	case err == nil && h.expiry().Equal(expiry) && h.leaf.CompareAndSwap(nil, s.served):
+		m.queueStapleLocked(s, time.Now())
 	}
 	return h.leaf.Load()
 }
@@ -157,35 +167,191 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 
 var errNoValidation = &HostError{Host: "acme-tls/1", Err: errors.New("no validation of this name is pending here")}
 
-// challengeTypes returns the types of challenges to try for a host in turn.
+// A DNSProvider sets the TXT records that dns-01 validations look for and takes
+// them away, given the domain, without "*.", and the challenge's token and key
+// authorization (RFC 8555, section 8.4). Every DNS provider of lego v5 is one;
+// those of libdns become one by package dns/libdns.
+//
+// Present and CleanUp may block. They are called for several domains at once,
+// but for one with the same TXT record only after the one before is cleaned up.
+// Optional methods that lego's have are honored: Timeout returns how long to
+// wait for a record to be seen and how often to look, and a provider with
+// Sequential gets one domain at a time, that long apart.
+type DNSProvider interface {
+	Present(ctx context.Context, domain, token, keyAuth string) error
+	CleanUp(ctx context.Context, domain, token, keyAuth string) error
+}
+
+// challengeTypes returns the types of challenges to try for a host in turn. A
+// record of dns-persist-01 is the last resort, unless it worked before.
 func (m *Manager) challengeTypes(h *host) []string {
 	rec, _, _ := m.readCert(h.name) // none is no error here
+	_, addr := hostname.IsAddr(h.name)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sure := map[string]bool{challenge.TLSALPN01: m.tlsReady}
-	if m.httpReady {
-		sure[challenge.HTTP01] = true
+	sure := make(map[string]bool)
+	switch {
+	case m.DNS != nil && !addr:
+		sure[challenge.DNS01] = true
+	case !isWildcard(h.name):
+		sure[challenge.TLSALPN01] = m.tlsReady
+		if m.httpReady {
+			sure[challenge.HTTP01] = true
+		}
 	}
 	past := challenge.Past{Worked: rec.Challenge}
 	if h.trouble != nil {
 		past.Failed = h.trouble.Failed
 	}
-	return challenge.Order(sure, past, time.Now(), rand.Float64)
+	types := challenge.Order(sure, past, time.Now(), rand.Float64)
+	switch {
+	case addr:
+		return types
+	case rec.Challenge == challenge.Persist01:
+		return slices.Insert(types, 0, challenge.Persist01)
+	}
+	return append(types, challenge.Persist01)
 }
 
-// answer sets up the answer to a challenge.
-func (m *Manager) answer(client *ca.Client, host string, ch *ca.Challenge, arrived chan<- struct{}) (*ca.Answer, error) {
-	keyAuth, err := client.KeyAuthorization(ch.Token)
+// A solving is how the challenges of a host's orders at one CA are answered.
+type solving struct {
+	m      *Manager
+	a      *authority
+	client *ca.Client
+	host   string
+	types  []string // to try in turn
+
+	typ     string // the one that was tried last
+	late    error  // why its record is not seen everywhere
+	offered bool   // whether the CA offers dns-persist-01
+}
+
+// begin returns an error if no order is worth making: there is no way but
+// dns-persist-01, and its record is not there. The first order is made all the
+// same, since the CA says with it what the record must be.
+func (s *solving) begin() error {
+	if s.types[0] != challenge.Persist01 {
+		return nil
+	}
+	s.m.mu.Lock()
+	issuers := s.a.issuers
+	s.m.mu.Unlock()
+	only := len(s.types) == 1
+	if only && issuers == nil {
+		return nil
+	}
+	err := s.standing(s.m.ctx, issuers)
+	if err != nil && !only {
+		s.types, err = s.types[1:], nil
+	}
+	return err
+}
+
+// another takes out the type that was tried last, and reports whether there is
+// one left to try.
+func (s *solving) another() bool {
+	i := slices.Index(s.types, s.typ)
+	if i < 0 {
+		return false
+	}
+	s.types = slices.Delete(s.types, i, i+1)
+	s.typ, s.late = "", nil
+	if len(s.types) == 0 || s.types[0] != challenge.Persist01 {
+		return len(s.types) > 0
+	}
+	return s.offered && s.standing(s.m.ctx, nil) == nil
+}
+
+// solve chooses one of an authorization's challenges and sets up its answer.
+func (s *solving) solve(ctx context.Context, auth *ca.Authorization, arrived chan<- struct{}) (*ca.Answer, error) {
+	for _, ch := range auth.Challenges {
+		s.offered = s.offered || ch.Type == challenge.Persist01
+	}
+	ch, err := auth.Pick(s.types)
+	if err != nil && isWildcard(s.host) && s.m.DNS == nil {
+		return nil, &ca.Failure{Class: ca.Policy, Step: "choosing a challenge", Err: fmt.Errorf("%w; a wildcard needs dns-01: set the Manager's DNS to a provider", err)}
+	}
 	if err != nil {
 		return nil, err
 	}
-	ans := &ca.Answer{Challenge: ch}
-	if ch.Type == challenge.HTTP01 {
-		ans.Remove = m.answers.AddHTTP(host, ch.Token, keyAuth, arrived)
-	} else {
-		ans.Remove, err = m.answers.AddTLSALPN(host, keyAuth, arrived)
+	s.typ = ch.Type
+	return s.answer(ctx, ch, arrived)
+}
+
+// answer sets up the answer to a challenge. A record of dns-01 that is not seen
+// everywhere yet is an answer all the same.
+func (s *solving) answer(ctx context.Context, ch *ca.Challenge, arrived chan<- struct{}) (*ca.Answer, error) {
+	ans := &ca.Answer{Challenge: ch, Remove: func() {}}
+	if ch.Type == challenge.Persist01 {
+		return ans, s.permitted(ctx, ch)
+	}
+	keyAuth, err := s.client.KeyAuthorization(ch.Token)
+	if err != nil {
+		return nil, err
+	}
+	switch ch.Type {
+	case challenge.DNS01:
+		remove, late, err := s.m.solver.Add(ctx, s.host, ch.Token, keyAuth)
+		ans.Remove, s.late = func() { s.m.aside(remove) }, late
+		return ans, err
+	case challenge.HTTP01:
+		ans.Remove = s.m.answers.AddHTTP(s.host, ch.Token, keyAuth, arrived)
+	default:
+		ans.Remove, err = s.m.answers.AddTLSALPN(s.host, keyAuth, arrived)
 	}
 	return ans, err
+}
+
+// aside runs f in the background or, after Shutdown, which waits for its
+// caller, at once.
+func (m *Manager) aside(f func()) {
+	m.mu.Lock()
+	ok := m.goLocked(f)
+	m.mu.Unlock()
+	if !ok {
+		f()
+	}
+}
+
+// permitted returns nil if the record is there that a challenge of
+// dns-persist-01 is about. Else the CA is not to validate it, and the error says
+// what record to set.
+func (s *solving) permitted(ctx context.Context, ch *ca.Challenge) error {
+	issuers := ch.IssuerDomainNames
+	if len(issuers) == 0 {
+		d, err := s.client.Directory(ctx)
+		if err != nil {
+			return err
+		}
+		issuers = d.Meta.CAAIdentities
+	}
+	s.m.mu.Lock()
+	s.a.issuers = issuers
+	s.m.mu.Unlock()
+	return s.standing(ctx, issuers)
+}
+
+// standing returns nil if a record of dns-persist-01 lets our account at the CA,
+// which goes by these names, have certificates for the host. No names mean any.
+func (s *solving) standing(ctx context.Context, issuers []string) error {
+	name := challenge.PersistentName(s.host)
+	want := challenge.Persistent{Issuers: issuers, Account: s.client.KID(), Wildcard: isWildcard(s.host)}
+	records := txt.Client{Resolver: s.m.Resolver}
+	values, err := records.Lookup(ctx, name)
+	if err != nil { // a firewall perhaps; such records stay, so that a cache will do
+		values, err = cmp.Or(s.m.Resolver, net.DefaultResolver).LookupTXT(ctx, name)
+	}
+	if want.In(values, time.Now()) {
+		return nil
+	}
+	found := "it has none"
+	if len(values) > 0 {
+		found = fmt.Sprintf("it has %q", values)
+	} else if e, ok := errors.AsType[*net.DNSError](err); err != nil && !(ok && e.IsNotFound) {
+		found = err.Error()
+	}
+	return &ca.Failure{Class: ca.Unset, Step: "looking for a record of dns-persist-01", Err: fmt.Errorf(
+		"to have certificates for %s without a DNS provider, set a TXT record once: name %s, value %q (%s)", s.host, name, want.Value(), found)}
 }
 
 // helloContext returns the context of a handshake; a hello built by hand has none.
@@ -235,12 +401,14 @@ func quote(s string) string {
 // one is served. It is kept in memory only; cert must not be changed after.
 // The error says why it can't be used.
 func (m *Manager) AddCertificate(cert tls.Certificate) error {
-	if _, err := m.own.Add(cert, time.Now()); err != nil {
+	added, err := m.own.Add(cert, time.Now())
+	if err != nil {
 		return fmt.Errorf("letsencrypt: AddCertificate: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.started {
+		m.stapleOwnLocked(added)
 		for _, h := range m.hosts.All() { // a wildcard is for many
 			m.requeueLocked(h)
 		}
@@ -558,6 +726,232 @@ func redirect(w http.ResponseWriter, r *http.Request, host, port string) {
 	w.WriteHeader(code)
 }
 
+// A stapled is a certificate that names an OCSP responder, and what that says of
+// it (RFC 6960). Once it is in m.staples it is guarded by m.mu.
+type stapled struct {
+	place  queue.Item[*stapled] // in m.staples, by when to see to it
+	host   *host                // nil for the program's own
+	name   string               // of the host or, if there is none, the first in it
+	key    string               // of the record
+	ca     string
+	client *http.Client
+	base   *tls.Certificate // without a staple; nil if it names no responder
+	served *tls.Certificate // what is in its place: with one, without, or the predecessor
+	until  time.Time        // that of the predecessor, zero if there is none
+
+	last     *staple.Response // the newest that was good; nil while there is none
+	looked   bool             // for one that was kept
+	failures int              // since then
+	told     bool             // that there is none
+	revoked  bool             // and so said
+}
+
+// newStapled returns what is to be known of a host's certificate. A is the CA
+// that issued it, nil if it is not one of ours.
+func newStapled(h *host, a *authority, cert *tls.Certificate, responder bool) *stapled {
+	s := &stapled{host: h, name: h.name, key: h.name, served: cert}
+	if responder {
+		s.base = cert
+	}
+	if a != nil {
+		s.ca, s.client = a.Directory, a.Client
+	}
+	s.place.Value = s
+	return s
+}
+
+// stapleOwnLocked has the program's own certificate stapled, if it names a
+// responder.
+func (m *Manager) stapleOwnLocked(cert *tls.Certificate) {
+	if !certs.HasResponder(cert.Leaf) {
+		return
+	}
+	base := *cert
+	base.OCSPStaple = nil
+	s := &stapled{name: certs.Names(cert.Leaf)[0], key: leafHash(cert.Certificate[0]), base: &base, served: cert}
+	s.place.Value = s
+	m.queueStapleLocked(s, time.Now())
+}
+
+// queueStapleLocked has a certificate that names a responder seen to.
+func (m *Manager) queueStapleLocked(s *stapled, at time.Time) {
+	if s.base == nil {
+		return
+	}
+	if s.last != nil {
+		at = later(at, s.last.RefreshAt(rand.Float64()))
+	}
+	m.staples.Set(&s.place, at)
+	m.pokeLocked()
+}
+
+// seeToStapleLocked does what is due for a certificate's staple.
+func (m *Manager) seeToStapleLocked(s *stapled, now time.Time) {
+	switch {
+	case m.staplings >= maxStaplings:
+		m.staples.Set(&s.place, now.Add(time.Second))
+		return
+	case s.last != nil && !s.last.Fresh(now), !s.until.IsZero() && !now.Before(s.until):
+		s.last = nil
+		m.swapLocked(s, s.base)
+		m.bareLocked(s, errors.New("the last one is out of date"))
+	case !m.inPlaceLocked(s):
+		return // it was replaced
+	}
+	if m.goLocked(func() { m.refresh(s) }) {
+		m.staplings++
+	}
+}
+
+// refresh asks for a new staple and puts it in place.
+func (m *Manager) refresh(s *stapled) {
+	resp, err := m.fetchStaple(s)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.staplings--
+	now := time.Now().Round(0)
+	if !m.inPlaceLocked(s) || m.closed {
+		return
+	}
+	switch {
+	case err != nil:
+		s.failures++
+		if s.last == nil {
+			m.bareLocked(s, err)
+		}
+	case resp.Revoked:
+		s.failures++
+		m.revokedLocked(s, resp, now)
+	default:
+		s.failures, s.until, s.last = 0, time.Time{}, resp
+		m.swapLocked(s, s.with(resp))
+		m.keepStapleLocked(s, now)
+		return
+	}
+	at := now.Add(backoff(s.failures, stapleFirst, stapleMost))
+	if s.last != nil {
+		at = earliest(at, s.last.NextUpdate)
+	}
+	m.staples.Set(&s.place, earliest(at, s.until))
+}
+
+// fetchStaple returns what the responder says of a certificate or, the first
+// time, what it said before we were restarted.
+func (m *Manager) fetchStaple(s *stapled) (*staple.Response, error) {
+	if resp := m.keptStaple(s); resp != nil {
+		return resp, nil
+	}
+	leaf, issuer, err := leafAndIssuer(s.base)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := staple.Fetch(m.ctx, s.client, leaf, issuer)
+	if err == nil && !resp.Revoked && !resp.Fresh(time.Now()) {
+		err = errors.New("the responder does not say until when its answer holds")
+	}
+	return resp, err
+}
+
+// keptStaple returns the staple that the state has for a certificate, or that
+// the program brought with its own. It is asked for once.
+func (m *Manager) keptStaple(s *stapled) *staple.Response {
+	if s.base == nil || s.looked {
+		return nil
+	}
+	s.looked = true
+	var rec stapleRecord
+	r, ok := m.log.Get(kindStaple, s.key)
+	if !ok || json.Unmarshal([]byte(r.JSON()), &rec) != nil || rec.Leaf != leafHash(s.base.Certificate[0]) {
+		rec.Response = s.served.OCSPStaple
+	}
+	leaf, issuer, err := leafAndIssuer(s.base)
+	if err != nil || len(rec.Response) == 0 {
+		return nil
+	}
+	now := time.Now()
+	resp, err := staple.Parse(rec.Response, leaf, issuer, now)
+	if err != nil || !resp.Fresh(now) {
+		return nil
+	}
+	return resp
+}
+
+func leafAndIssuer(cert *tls.Certificate) (leaf, issuer *x509.Certificate, err error) {
+	if len(cert.Certificate) < 2 {
+		return nil, nil, errors.New("the certificate of its issuer, which an OCSP request needs, is not in its chain")
+	}
+	if leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
+		return nil, nil, err
+	}
+	issuer, err = x509.ParseCertificate(cert.Certificate[1])
+	return leaf, issuer, err
+}
+
+// take gives a certificate that nobody is served yet its staple.
+func (s *stapled) take(resp *staple.Response) {
+	s.served, s.last = s.with(resp), resp
+}
+
+func (s *stapled) with(resp *staple.Response) *tls.Certificate {
+	cert := *s.base
+	cert.OCSPStaple = resp.DER
+	return &cert
+}
+
+// inPlaceLocked reports whether the certificate is still the one that is served.
+func (m *Manager) inPlaceLocked(s *stapled) bool { return m.swapLocked(s, s.served) }
+
+// swapLocked puts cert in the place of what is served, unless that was replaced
+// meanwhile.
+func (m *Manager) swapLocked(s *stapled, cert *tls.Certificate) bool {
+	was := s.served
+	if s.host != nil && !s.host.leaf.CompareAndSwap(was, cert) || s.host == nil && !m.own.Replace(was, cert) {
+		return false
+	}
+	s.served = cert
+	return true
+}
+
+// keepStapleLocked keeps a certificate's staple, in place of the one before, and
+// has it refreshed in time.
+func (m *Manager) keepStapleLocked(s *stapled, now time.Time) {
+	if _, ok := m.log.Get(kindStaple, s.key); ok && s.last == nil {
+		m.putLocked(journal.Delete(kindStaple, s.key))
+	}
+	if s.last != nil {
+		m.putLocked(record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Response: s.last.DER}))
+	}
+	if s.told && s.last != nil {
+		s.told = false
+		m.reportLocked(Event{Kind: EventStaple, Host: s.name, CA: s.ca})
+	}
+	m.queueStapleLocked(s, now)
+}
+
+// bareLocked says, once, that a certificate has no staple.
+func (m *Manager) bareLocked(s *stapled, err error) {
+	if !s.told {
+		s.told = true
+		m.reportLocked(Event{Kind: EventStaple, Host: s.name, CA: s.ca, Err: err})
+	}
+}
+
+// revokedLocked has a certificate replaced that the CA has revoked. The last
+// good staple stays till it is out of date: there is nothing better to serve.
+func (m *Manager) revokedLocked(s *stapled, resp *staple.Response, now time.Time) {
+	if s.revoked {
+		return
+	}
+	s.revoked = true
+	err := fmt.Errorf("its OCSP responder says that it was revoked at %s, for reason %d of RFC 5280", resp.RevokedAt.UTC().Format(time.RFC3339), resp.Reason)
+	m.reportLocked(Event{Kind: EventRevoked, Host: s.name, CA: s.ca, Err: err})
+	if h := s.host; h != nil {
+		h.renewal, h.revoked = now.UnixNano(), true
+		m.tooSoonLocked(h, now)
+		m.requeueLocked(h)
+	}
+}
+
 func (m *Manager) logger() *slog.Logger {
 	if m.Logger == nil {
 		return slog.Default()
@@ -601,6 +995,10 @@ var logLines = map[EventKind]struct {
 	EventResumed:  {slog.LevelInfo, "the CA works again"},
 	EventLimit:    {slog.LevelWarn, "Limit is too low"},
 	EventState:    {slog.LevelError, "the state is in trouble"},
+	EventTerms:    {slog.LevelInfo, "agreed to the CA's new terms of service"},
+	EventRecalled: {slog.LevelWarn, "the CA wants a certificate replaced before its time"},
+	EventRevoked:  {slog.LevelWarn, "a certificate was revoked"},
+	EventStaple:   {slog.LevelWarn, "no OCSP response goes with a certificate"},
 }
 
 // logEvent logs an event, with the fields that it has.
@@ -608,6 +1006,9 @@ func (m *Manager) logEvent(e Event) {
 	line := logLines[e.Kind]
 	if e.Kind == EventState && e.Err == nil {
 		line.level, line.text = slog.LevelInfo, "the state can be written again"
+	}
+	if e.Kind == EventStaple && e.Err == nil {
+		line.level, line.text = slog.LevelInfo, "an OCSP response goes with a certificate again"
 	}
 	var attrs []slog.Attr
 	text := func(key, value string) {

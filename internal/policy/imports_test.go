@@ -27,6 +27,7 @@ const codeRules = `
 	internal/hostname: golang.org/x/net/idna
 	internal/owned:    internal/certs internal/hostname internal/table
 	internal/staple:   internal/certs golang.org/x/crypto/ocsp
+	internal/txt:      golang.org/x/net/dns/dnsmessage
 
 	internal/pebble:   golang.org/x/net/dns/dnsmessage
 
@@ -38,9 +39,9 @@ const codeRules = `
 // itself. The CAs that the library is tested against share no code with it: two
 // sides that are wrong in the same way would agree.
 const testRules = `
-	.:                 internal/catest internal/pebble
+	.:                 internal/catest internal/pebble golang.org/x/crypto/ocsp golang.org/x/net/dns/dnsmessage
 	internal/ca:       internal/catest internal/challenge internal/pebble
-	internal/staple:   internal/catest internal/pebble
+	internal/staple:   internal/catest internal/ocspd internal/pebble
 	internal/catest:   golang.org/x/crypto/*
 	internal/pebble:   golang.org/x/crypto/acme
 	internal/e2e:      . internal/* golang.org/x/crypto/* golang.org/x/net/dns/dnsmessage golang.org/x/time/rate
@@ -49,7 +50,7 @@ const testRules = `
 `
 
 // testOnly are the packages that only tests may import, and the demo.
-const testOnly = "internal/catest internal/pebble internal/e2e internal/policy"
+const testOnly = "internal/catest internal/ocspd internal/pebble internal/e2e internal/policy"
 
 func TestImports(t *testing.T) {
 	p := parsePolicy(t)
