@@ -6,8 +6,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -23,6 +26,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +39,7 @@ import (
 	"example.com/letsencrypt/internal/catest"
 	"example.com/letsencrypt/internal/journal"
 	"golang.org/x/crypto/acme"
+	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/time/rate"
 )
 
@@ -48,6 +53,9 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 }
 
 func TestMain(m *testing.M) {
+	// Package net makes what it keeps for good before a bubble could.
+	warm := net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, io.ErrUnexpectedEOF }}
+	warm.LookupHost(context.Background(), "warm.example.") // fails
 	before := runtime.NumGoroutine()
 	code := m.Run()
 	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(deadline); {
@@ -3376,6 +3384,680 @@ func TestCertificateDiesOnTimeWhileItsRenewalWaits(t *testing.T) {
 			if leaf, err := get(m, host); !errors.Is(err, letsencrypt.ErrRateLimited) {
 				t.Errorf("GetCertificate(%s) after the expiry = %v, %v, want %v", host, leaf, err, letsencrypt.ErrRateLimited)
 			}
+		}
+	})
+}
+
+// The DNS.
+
+// A zone is the DNS as all see it: the CA, the Manager, to which it is a
+// resolver and a name server, and, as a DNSProvider, whoever sets records.
+type zone struct {
+	mu    sync.Mutex
+	txt   map[string][]string
+	calls []string // "present" or "clean up", and the domain
+
+	lost  bool  // a record that is set is not seen
+	fails error // what Present returns
+}
+
+func newZone(m *letsencrypt.Manager, cas ...*catest.CA) *zone {
+	z := &zone{txt: make(map[string][]string)}
+	m.Resolver = &net.Resolver{PreferGo: true, Dial: z.dial}
+	for _, ca := range cas {
+		ca.Change(func(c *catest.Config) { c.TXT = z.lookup })
+	}
+	return z
+}
+
+func (z *zone) lookup(name string) []string {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return slices.Clone(z.txt[name])
+}
+
+func (z *zone) set(name string, values ...string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.txt[name] = values
+}
+
+// Present replaces what is there, as many providers do.
+func (z *zone) Present(ctx context.Context, domain, token, keyAuth string) error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.calls = append(z.calls, "present "+domain)
+	if z.fails != nil {
+		return z.fails
+	}
+	digest := sha256.Sum256([]byte(keyAuth))
+	if !z.lost {
+		z.txt["_acme-challenge."+domain] = []string{base64.RawURLEncoding.EncodeToString(digest[:])}
+	}
+	return nil
+}
+
+func (z *zone) CleanUp(ctx context.Context, domain, token, keyAuth string) error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	z.calls = append(z.calls, "clean up "+domain)
+	delete(z.txt, "_acme-challenge."+domain)
+	return nil
+}
+
+// wantCleanedUp checks that each record that was set was taken away, before the
+// next for the same domain, and that there are as many as wanted.
+func (z *zone) wantCleanedUp(t *testing.T, want int) {
+	t.Helper()
+	synctest.Wait()
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	for i := 0; i+1 < len(z.calls); i += 2 {
+		domain := strings.TrimPrefix(z.calls[i], "present ")
+		if z.calls[i+1] != "clean up "+domain {
+			t.Fatalf("the provider was called for %q, want each record taken away before the next", z.calls)
+		}
+	}
+	if len(z.calls) != 2*want {
+		t.Errorf("the provider was called for %q, want %d records", z.calls, want)
+	}
+}
+
+func (z *zone) dial(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		for {
+			var size [2]byte
+			if _, err := io.ReadFull(server, size[:]); err != nil {
+				return
+			}
+			query := make([]byte, binary.BigEndian.Uint16(size[:]))
+			if _, err := io.ReadFull(server, query); err != nil {
+				return
+			}
+			reply := z.reply(query)
+			server.Write(binary.BigEndian.AppendUint16(nil, uint16(len(reply))))
+			server.Write(reply)
+		}
+	}()
+	return client, nil
+}
+
+// reply answers a question. There are two zones, example.com and example.org,
+// and one name server.
+func (z *zone) reply(query []byte) []byte {
+	var m dnsmessage.Message
+	if err := m.Unpack(query); err != nil {
+		return nil
+	}
+	m.Response, m.Authoritative, m.Additionals = true, true, nil
+	q := m.Questions[0]
+	head := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 60}
+	switch name := strings.ToLower(strings.TrimSuffix(q.Name.String(), ".")); {
+	case q.Type == dnsmessage.TypeNS && (name == "example.com" || name == "example.org"):
+		m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.NSResource{NS: dnsmessage.MustNewName("ns.example.net.")}})
+	case q.Type == dnsmessage.TypeA && name == "ns.example.net":
+		m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, 53}}})
+	case q.Type == dnsmessage.TypeTXT:
+		for _, v := range z.lookup(name) {
+			m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{v}}})
+		}
+	}
+	reply, err := m.Pack()
+	if err != nil {
+		panic(err)
+	}
+	return reply
+}
+
+// newDNSManager returns a Manager with a DNSProvider.
+func newDNSManager(t *testing.T, cas ...*catest.CA) (*letsencrypt.Manager, *zone) {
+	m := newManager(t, cas...)
+	m.Limit = unlimited()
+	z := newZone(m, cas...)
+	m.DNS = z
+	return m, z
+}
+
+func TestWildcardServesTheNamesBelowIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, z := newDNSManager(t, ca)
+		m.SetHosts([]string{"*.example.com", "example.com", "own.example.com"})
+		if err := m.Manage(t.Context(), "*.example.com", "example.com"); err != nil {
+			t.Fatal(err)
+		}
+		wild := mustGet(t, m, "a.example.com")
+		if got := wild.DNSNames; !slices.Equal(got, []string{"*.example.com"}) {
+			t.Errorf("a.example.com is served a certificate for %q, want the wildcard's", got)
+		}
+		for _, name := range []string{"b.example.com", "B.Example.COM.", "own.example.com"} {
+			if leaf := mustGet(t, m, name); !leaf.Equal(wild) {
+				t.Errorf("%s is served %q, want the wildcard's", name, leaf.DNSNames)
+			}
+		}
+		if leaf := mustGet(t, m, "example.com"); !slices.Equal(leaf.DNSNames, []string{"example.com"}) {
+			t.Errorf("example.com is served %q, want its own", leaf.DNSNames)
+		}
+		if _, err := get(m, "x.a.example.com"); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("GetCertificate(x.a.example.com) = %v, want %v: a wildcard is for one label", err, letsencrypt.ErrHostNotAllowed)
+		}
+		wantCount(t, ca, "newOrder", 2)
+		z.wantCleanedUp(t, 2)
+		if err := m.Manage(t.Context(), "own.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		if leaf := mustGet(t, m, "own.example.com"); !slices.Equal(leaf.DNSNames, []string{"own.example.com"}) {
+			t.Errorf("own.example.com, which is on the list, is served %q, want its own", leaf.DNSNames)
+		}
+		if s := m.Status("*.example.com")[0]; s.Challenge != "dns-01" || s.Err != nil {
+			t.Errorf("Status = %+v, want one that passed dns-01", s)
+		}
+	})
+}
+
+func TestClientWaitsForAWildcard(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, _ := newDNSManager(t, ca)
+		m.SetHosts([]string{"*.example.com"})
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				if leaf, err := get(m, fmt.Sprintf("h%d.example.com", i)); err != nil || leaf.DNSNames[0] != "*.example.com" {
+					t.Errorf("GetCertificate = %v, %v, want the wildcard", leaf, err)
+				}
+			})
+		}
+		wg.Wait()
+		wantCount(t, ca, "newOrder", 1)
+	})
+}
+
+func TestClientCantHaveAWildcardMade(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, _ := newDNSManager(t, ca)
+		m.Allow = func(context.Context, string) error { return nil }
+		if _, err := get(m, "*.example.com"); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("GetCertificate(*.example.com) = %v, want %v", err, letsencrypt.ErrHostNotAllowed)
+		}
+		wantCount(t, ca, "newOrder", 0)
+	})
+}
+
+func TestNameBelowANewWildcardIsNotRenewed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, _ := newDNSManager(t, ca)
+		m.Allow = func(context.Context, string) error { return nil }
+		own := mustGet(t, m, "a.example.com")
+		m.SetHosts([]string{"*.example.com"})
+		if err := m.Manage(t.Context(), "*.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		for range 90 {
+			mustGet(t, m, "a.example.com")
+			pass(day)
+		}
+		if leaf := mustGet(t, m, "a.example.com"); leaf.DNSNames[0] != "*.example.com" || leaf.Equal(own) {
+			t.Errorf("a.example.com is served %q, want the wildcard's", leaf.DNSNames)
+		}
+		if n := len(ca.Issued("a.example.com")); n != 1 {
+			t.Errorf("%d certificates for a.example.com, want the 1 from before the wildcard", n)
+		}
+	})
+}
+
+func TestAddressKeepsItsChallengesBesideDNS(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, z := newDNSManager(t, ca)
+		m.SetHosts([]string{"192.0.2.7"})
+		if err := m.Manage(t.Context(), "192.0.2.7"); err != nil {
+			t.Fatal(err)
+		}
+		z.wantCleanedUp(t, 0)
+	})
+}
+
+func TestRecordIsTakenAway(t *testing.T) {
+	const host = "a.example.com"
+	for _, tt := range []struct {
+		name string
+		set  func(z *zone, ca *catest.CA)
+		want string // in the error
+	}{
+		{"the provider fails", func(z *zone, _ *catest.CA) { z.fails = errors.New("no credentials") }, "no credentials"},
+		{"the CA refuses", func(_ *zone, ca *catest.CA) { ca.TXT = nil }, "no TXT record found"},
+		{"the CA changes its mind", func(_ *zone, ca *catest.CA) {
+			ca.Fault(catest.On("challenge", 1, catest.Problem(403, "unauthorized", "not today", "")))
+		}, "not today"},
+		{"nobody sees the record", func(z *zone, _ *catest.CA) { z.lost = true }, "_acme-challenge.a.example.com"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				m, z := newDNSManager(t, ca)
+				tt.set(z, ca)
+				err := m.Manage(t.Context(), host)
+				if wantHostError(t, err, host); !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("Manage = %v, want %q in it", err, tt.want)
+				}
+				z.wantCleanedUp(t, 1)
+			})
+		})
+	}
+}
+
+func TestCARecordIsLate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, z := newDNSManager(t, ca)
+		z.lost = true
+		start := time.Now()
+		err := m.Manage(t.Context(), "a.example.com")
+		wantHostError(t, err, "a.example.com")
+		if took := time.Since(start); took < 2*time.Minute || took > 3*time.Minute {
+			t.Errorf("Manage took %v, want the two minutes that a record is awaited", took)
+		}
+		wantCount(t, ca, "challenge", 1) // it was for the CA to decide
+		for _, want := range []string{"no TXT record found", "ns.example.net"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("Manage = %v, want %q in it", err, want)
+			}
+		}
+	})
+}
+
+func TestShutdownTakesTheRecordAway(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m, z := newDNSManager(t, ca)
+		z.lost = true // so that it is waited for
+		done := make(chan error, 1)
+		go func() { done <- m.Manage(t.Context(), "a.example.com") }()
+		pass(10 * time.Second)
+		shutdown(t, m)
+		z.wantCleanedUp(t, 1)
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("Manage = %v, want %v", err, http.ErrServerClosed)
+		}
+	})
+}
+
+// Records of dns-persist-01.
+
+func TestWildcardWithoutProviderSaysWhatToSet(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "*.example.com"
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		for _, ca := range []*catest.CA{first, second} {
+			ca.Challenges = []string{"tls-alpn-01", "http-01", "dns-01", "dns-persist-01"}
+			ca.Issuers = []string{"issuer." + ca.Host, "another." + ca.Host}
+		}
+		m := newManager(t, first, second)
+		m.Limit = unlimited()
+		d := keepDiary(t, m)
+		z := newZone(m, first, second)
+		m.SetHosts([]string{host})
+		err := m.Manage(t.Context(), host)
+		wantHostError(t, err, host)
+		told := map[string]string{"Manage": err.Error(), "Status": m.Status(host)[0].Err.Error(), "the log": strings.Join(d.lines("no new certificate"), "")}
+		for _, ca := range []*catest.CA{first, second} {
+			value := fmt.Sprintf("issuer.%s; accounturi=%s; policy=wildcard", ca.Host, ca.Accounts()[0].URL)
+			for where, text := range told {
+				if !strings.Contains(text, "_validation-persist.example.com") || !strings.Contains(text, value) {
+					t.Errorf("%s says %q, want the record's name and its value %q", where, text, value)
+				}
+			}
+		}
+		pass(3 * day)
+		for _, ca := range []*catest.CA{first, second} {
+			wantCount(t, ca, "challenge", 0)
+			wantCount(t, ca, "newOrder", 1)
+		}
+		value := fmt.Sprintf("issuer.two.test; accounturi=%s", second.Accounts()[0].URL)
+		z.set("_validation-persist.example.com", "something else", value) // which lacks the policy
+		pass(2 * time.Hour)
+		wantCount(t, second, "challenge", 0)
+		z.set("_validation-persist.example.com", "something else", value+";policy=wildcard")
+		pass(2 * time.Hour)
+		if leaf := mustGet(t, m, "a.example.com"); leaf.Issuer.CommonName == "" || m.Status(host)[0].CA != second.Directory() {
+			t.Errorf("Status = %+v, want a certificate of the second CA", m.Status(host)[0])
+		}
+		if s := m.Status(host)[0]; s.Challenge != "dns-persist-01" || s.Err != nil {
+			t.Errorf("Status = %+v, want one that passed dns-persist-01", s)
+		}
+		wantCount(t, first, "newOrder", 1)
+	})
+}
+
+func TestRecordOfAPersonIsTheLastResort(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		ca.Challenges = []string{"tls-alpn-01", "http-01", "dns-persist-01"}
+		m := newManager(t, ca)
+		m.Limit = unlimited()
+		m.HTTPHandler(nil)
+		z := newZone(m, ca)
+		point([]*catest.CA{ca}, nil, nil) // nothing reaches us
+		err := m.Manage(t.Context(), host)
+		wantHostError(t, err, host)
+		if strings.Contains(err.Error(), "persist") {
+			t.Errorf("Manage = %v, want nothing of a record that nobody has heard of", err)
+		}
+		wantCount(t, ca, "newOrder", 2)
+		z.set("_validation-persist."+host, "ca.test; accounturi="+ca.Accounts()[0].URL)
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		wantCount(t, ca, "newOrder", 5)
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		wantCount(t, ca, "newOrder", 6) // it goes first now
+		z.set("_validation-persist." + host)
+		wantHostError(t, m.Renew(t.Context(), host), host)
+		wantCount(t, ca, "newOrder", 8)
+		mustGet(t, m, host)
+	})
+}
+
+func TestWildcardThatNoCADoes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		newZone(m, ca)
+		m.SetHosts([]string{"*.example.com"})
+		err := m.Manage(t.Context(), "*.example.com")
+		wantHostError(t, err, "*.example.com")
+		for _, want := range []string{"dns-01", "DNS to a provider"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("Manage = %v, want %q in it", err, want)
+			}
+		}
+	})
+}
+
+// Revocation.
+
+// order returns what was asked of the CA at these endpoints, in order.
+func order(ca *catest.CA, endpoints ...string) []string {
+	var list []string
+	for _, r := range ca.Requests() {
+		if slices.Contains(endpoints, r.Endpoint) {
+			list = append(list, r.Endpoint)
+		}
+	}
+	return list
+}
+
+func TestRevokeReplacesFirst(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		ca.FreshKeys = true
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		old := mustGet(t, m, host)
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonSuperseded); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := order(ca, "newOrder", "finalize", "revokeCert"), []string{"newOrder", "finalize", "newOrder", "finalize", "revokeCert"}; !slices.Equal(got, want) {
+			t.Errorf("asked of the CA: %q, want %q", got, want)
+		}
+		if _, reason, ok := ca.Revoked(old); !ok || reason != 4 {
+			t.Errorf("the old one is revoked: %v, for reason %d, want true and 4", ok, reason)
+		}
+		leaf := mustGet(t, m, host)
+		if _, _, ok := ca.Revoked(leaf); ok || leaf.Equal(old) {
+			t.Error("a revoked certificate is served")
+		}
+		if es := d.of(letsencrypt.EventRevoked); len(es) != 1 || es[0].Host != host || es[0].CA != ca.Directory() {
+			t.Errorf("events %+v, want one that it was revoked", es)
+		}
+	})
+}
+
+func TestNothingIsRevokedThatCantBeReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		old := mustGet(t, m, host)
+		ca.Change(func(c *catest.Config) {
+			c.RefuseOrder = func([]string, string) *catest.Error { return rateLimited("3600") }
+		})
+		he := wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonUnspecified), host)
+		if !strings.Contains(he.Error(), "too many of these") {
+			t.Errorf("Revoke = %v, want the CA's words", he)
+		}
+		wantCount(t, ca, "revokeCert", 0)
+		if leaf := mustGet(t, m, host); !leaf.Equal(old) {
+			t.Error("another certificate is served")
+		}
+	})
+}
+
+func TestCessationReplacesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.SetHosts([]string{host})
+		old := mustGet(t, m, host)
+		m.SetHosts([]string{})
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonCessationOfOperation); err != nil {
+			t.Fatal(err)
+		}
+		if _, reason, ok := ca.Revoked(old); !ok || reason != 5 {
+			t.Errorf("revoked: %v, for reason %d, want true and 5", ok, reason)
+		}
+		pass(100 * day)
+		wantCount(t, ca, "newOrder", 1)
+		if _, err := get(m, host); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("GetCertificate = %v, want %v", err, letsencrypt.ErrHostNotAllowed)
+		}
+		if s := m.Status(); len(s) != 0 {
+			t.Errorf("Status = %+v, want nothing", s)
+		}
+	})
+}
+
+// keyOf returns the private key of the certificate that a Manager serves, as the
+// state has it.
+func keyOf(t *testing.T, m *letsencrypt.Manager, host string) string {
+	t.Helper()
+	cert, err := m.Cert(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(der)
+}
+
+func TestCompromisedKeyLeavesWhateverBecomesOfTheNewOne(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		refuse func([]string, string) *catest.Error
+	}{
+		{"replaced", nil},
+		{"limited", func([]string, string) *catest.Error { return rateLimited("3600") }},
+		{"refused", func([]string, string) *catest.Error {
+			return &catest.Error{Status: 403, Type: "rejectedIdentifier", Detail: "not this one"}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				file := filepath.Join(t.TempDir(), "state")
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				if err := m.CacheFile(file); err != nil {
+					t.Fatal(err)
+				}
+				m.SetHosts([]string{host})
+				old := mustGet(t, m, host)
+				key, blob := keyOf(t, m, host), m.Marshal()
+				ca.Change(func(c *catest.Config) { c.RefuseOrder = tt.refuse })
+				err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise)
+				if (err == nil) != (tt.refuse == nil) {
+					t.Errorf("Revoke = %v", err)
+				}
+				if _, reason, ok := ca.Revoked(old); !ok || reason != 1 {
+					t.Errorf("revoked: %v, for reason %d, want true and 1", ok, reason)
+				}
+				onDisk, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(m.Marshal(), key) || strings.Contains(string(onDisk), key) {
+					t.Error("the compromised key is in the state")
+				}
+				if err := m.Unmarshal(blob); err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(m.Marshal(), key) {
+					t.Error("an old blob brings the compromised key back")
+				}
+				leaf, err := get(m, host)
+				if tt.refuse == nil && err != nil || tt.refuse != nil && err == nil || leaf != nil && leaf.Equal(old) {
+					t.Errorf("GetCertificate = %v, %v; want another certificate if there is one", leaf, err)
+				}
+				ca.Change(func(c *catest.Config) { c.RefuseOrder = nil })
+				pass(3 * time.Hour)
+				mustGet(t, m, host)
+			})
+		})
+	}
+}
+
+func TestOtherProcessDropsACompromisedKey(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		file := filepath.Join(t.TempDir(), "state")
+		ca := catest.New(t)
+		other, m := newManager(t, ca), newManager(t, ca)
+		if err := m.CacheFile(file); err != nil {
+			t.Fatal(err)
+		}
+		old := mustGet(t, m, host)
+		key := keyOf(t, m, host)
+		if err := other.CacheFile(file); err != nil {
+			t.Fatal(err)
+		}
+		if leaf := mustGet(t, other, host); !leaf.Equal(old) {
+			t.Fatal("the other process has another certificate")
+		}
+		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint == "newOrder" {
+				return catest.Problem(403, "rejectedIdentifier", "no", "")
+			}
+			return nil
+		})
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise); err == nil {
+			t.Error("Revoke = nil, want that there is no new certificate")
+		}
+		mustNot := func(m *letsencrypt.Manager) {
+			t.Helper()
+			if leaf, err := get(m, host); err == nil {
+				t.Errorf("GetCertificate = %v, want none", leaf.SerialNumber)
+			}
+			if strings.Contains(m.Marshal(), key) {
+				t.Error("the compromised key is in the state")
+			}
+		}
+		mustNot(m)
+		get(other, "b.example.com") // refused, but it has the file read
+		pass(time.Hour)
+		mustNot(other)
+		mustNot(m)
+		if onDisk, err := os.ReadFile(file); err != nil || strings.Contains(string(onDisk), key) {
+			t.Errorf("the compromised key is in the file, or %v", err)
+		}
+	})
+}
+
+func TestRevokeTriesUntilTheCAAnswers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		old := mustGet(t, m, host)
+		n := 0
+		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint != "revokeCert" || n == 4 {
+				return nil
+			}
+			n++
+			return catest.HTML(502, "")
+		})
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonUnspecified); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, ok := ca.Revoked(old); !ok || n != 4 {
+			t.Errorf("revoked: %v, after %d failures, want true after 4", ok, n)
+		}
+		n = -1000
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := m.Revoke(ctx, host, acme.CRLReasonUnspecified); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Revoke = %v, want %v", err, context.DeadlineExceeded)
+		}
+	})
+}
+
+func TestRevokeWhatThereIsNot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		wantHostError(t, m.Revoke(t.Context(), "a.example.com", acme.CRLReasonUnspecified), "a.example.com")
+		wantHostError(t, m.Revoke(t.Context(), "a b", acme.CRLReasonUnspecified), "a b")
+		wantCount(t, ca, "newOrder", 0)
+	})
+}
+
+func TestCAWantsACertificateReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		var recalled atomic.Bool
+		ca.ARI = func(leaf *x509.Certificate) catest.Window {
+			w := catest.SuggestedWindow(leaf)
+			if recalled.Load() && len(ca.Issued(host)) == 1 {
+				w.Start, w.End = time.Now().Add(-2*day), time.Now().Add(-day)
+				w.Explanation = "https://ca.test/incident"
+			}
+			return w
+		}
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		m.SetHosts([]string{host})
+		old := mustGet(t, m, host)
+		pass(10 * day)
+		if leaf := mustGet(t, m, host); !leaf.Equal(old) {
+			t.Fatal("renewed before the CA wants it")
+		}
+		recalled.Store(true)
+		pass(2 * day)
+		if leaf := mustGet(t, m, host); leaf.Equal(old) {
+			t.Error("not replaced although the CA wants it")
+		}
+		if es := d.of(letsencrypt.EventRecalled); len(es) != 1 || es[0].Host != host || !strings.Contains(es[0].Err.Error(), "incident") {
+			t.Errorf("events %+v, want one with the CA's explanation", es)
+		}
+		pass(85 * day)
+		if es := d.of(letsencrypt.EventRecalled); len(es) != 1 {
+			t.Errorf("events %+v, want none for a renewal in its time", es)
 		}
 	})
 }

@@ -1452,13 +1452,12 @@ func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, 
 	}
 	start, end := certs.Clip(info.Start, info.End, time.Unix(h.notBefore, 0), h.expiry(), now)
 	moment := certs.Moment(start, end, rand.Float64())
+	if h.renewal > now.UnixNano() && info.End.Before(now) {
+		m.reportLocked(Event{Kind: EventRecalled, Host: h.name, CA: issuer, NotAfter: h.expiry(), Err: errors.New(cmp.Or(info.Explanation, "the CA does not say why"))})
+	}
 	m.setLocked(record(kindMoment, h.name, momentRecord{ID: id, Start: info.Start, End: info.End, Moment: moment}))
-	ahead := h.renewal > now.UnixNano() && info.End.Before(now)
 	if h.renewal = moment.UnixNano(); moment.After(now) {
 		h.early = 0
-	}
-	if ahead {
-		m.reportLocked(Event{Kind: EventRecalled, Host: h.name, CA: issuer, NotAfter: h.expiry(), Err: errors.New(cmp.Or(info.Explanation, "the CA does not say why"))})
 	}
 	m.tooSoonLocked(h, now)
 }

@@ -360,6 +360,12 @@ func (ca *CA) revoke(rq *request) (*reply, *Error) {
 	if !slices.Contains([]int{0, 1, 3, 4, 5}, req.Reason) {
 		return nil, &Error{Status: http.StatusBadRequest, Type: "badRevocationReason", Detail: fmt.Sprintf("reason %d, want one of 0, 1, 3, 4, 5", req.Reason)}
 	}
+	switch byKey := rq.account == nil; {
+	case byKey:
+		req.Reason = 1 // as Let's Encrypt has it: whoever has the key, it is not secret
+	case req.Reason == 1:
+		return nil, &Error{Status: http.StatusBadRequest, Type: "badRevocationReason", Detail: "keyCompromise is for who has the key to say"}
+	}
 	if c.revoked {
 		return nil, &Error{Status: http.StatusBadRequest, Type: "alreadyRevoked", Detail: "revoked already"}
 	}
