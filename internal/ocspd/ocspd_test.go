@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -172,4 +173,43 @@ func TestStop(t *testing.T) {
 	}
 	c.r.Start()
 	check(t, c.ask("0x05"), "Cert Status: good")
+}
+
+func TestReadQuestion(t *testing.T) {
+	post := httptest.NewRequest("POST", "/", strings.NewReader("x"))
+	post.Header.Set("Content-Type", "text/plain")
+	for name, req := range map[string]*http.Request{
+		"content type": post,
+		"method":       httptest.NewRequest("PUT", "/", strings.NewReader("x")),
+		"base64":       httptest.NewRequest("GET", "/a%3Fb", nil),
+		"raw URL code": httptest.NewRequest("GET", "/_-8=", nil),
+	} {
+		if got, err := readQuestion(req); err == nil {
+			t.Errorf("%s: readQuestion = %x, want error", name, got)
+		}
+	}
+}
+
+func TestParseSerial(t *testing.T) {
+	c, _, _ := newClient(t)
+	good := c.question("0x0ABC")
+	if got, err := parseSerial(good); got != "0ABC" || err != nil {
+		t.Errorf("parseSerial = %q, %v, want 0ABC", got, err)
+	}
+	for name, der := range map[string][]byte{
+		"nothing":  nil,
+		"a part":   good[:len(good)-1],
+		"and more": append(bytes.Clone(good), 0),
+		"no list":  {0x30, 0x04, 0x30, 0x02, 0x30, 0x00},
+	} {
+		if got, err := parseSerial(der); err == nil {
+			t.Errorf("%s: parseSerial = %q, want error", name, got)
+		}
+	}
+}
+
+func TestDelegateOfNobody(t *testing.T) {
+	if p, err := newDelegate(nil); err == nil {
+		t.Errorf("newDelegate(nil) = %v, want error", p)
+	}
 }

@@ -163,6 +163,9 @@ func TestFetchPost(t *testing.T) {
 		if got := header.Get("Content-Type"); got != "application/ocsp-request" {
 			t.Errorf("%s: POST with Content-Type %q", name, got)
 		}
+		if got := header.Get("Accept"); got != "application/ocsp-response" {
+			t.Errorf("%s: POST with Accept %q", name, got)
+		}
 	}
 }
 
@@ -204,6 +207,16 @@ func TestFetchNextResponder(t *testing.T) {
 		if !isError(err, want) {
 			t.Errorf("Fetch = %v, want error with %q", err, want)
 		}
+	}
+}
+
+// TestFetchPassword: an error may be shown to anybody.
+func TestFetchPassword(t *testing.T) {
+	s := newScene(t)
+	broken := newResponder(t, func(w http.ResponseWriter, req *http.Request) { http.Error(w, "broken", 500) })
+	u := strings.Replace(broken.URL, "http://", "http://user:secret@", 1)
+	if _, err := s.fetch(t.Context(), nil, u); err == nil || isError(err, "secret") {
+		t.Errorf("Fetch = %v, want error without the password", err)
 	}
 }
 
@@ -269,16 +282,21 @@ func TestFetchClientRedirects(t *testing.T) {
 	if _, err := s.fetch(t.Context(), client, srv.URL); !isError(err, "not here") {
 		t.Errorf("Fetch = %v, want the client's error", err)
 	}
-	if _, err := client.Get(srv.URL); !isError(err, "not here") {
-		t.Errorf("Get = %v, want the client's error", err)
+	client.CheckRedirect = nil
+	if _, err := s.fetch(t.Context(), client, srv.URL); !isError(err, "more than 3 redirects") {
+		t.Errorf("Fetch = %v, want error after three redirects", err)
+	}
+	if client.CheckRedirect != nil {
+		t.Error("Fetch changed the program's client")
 	}
 }
 
-// zeros is a body without end that counts what was read.
-type zeros struct{ n int }
+// zeros is a body without end that counts what was read, and how often it was
+// closed.
+type zeros struct{ n, closed int }
 
 func (z *zeros) Read(p []byte) (int, error) { clear(p); z.n += len(p); return len(p), nil }
-func (z *zeros) Close() error               { return nil }
+func (z *zeros) Close() error               { z.closed++; return nil }
 
 type roundTripper func(*http.Request) (*http.Response, error)
 
@@ -295,6 +313,9 @@ func TestFetchEndlessBody(t *testing.T) {
 	}
 	if body.n > 4*maxBody { // GET and POST
 		t.Errorf("Fetch read %d bytes, want little more than %d twice", body.n, maxBody)
+	}
+	if body.closed != 2 {
+		t.Errorf("Fetch closed %d bodies of 2", body.closed)
 	}
 }
 
@@ -331,26 +352,48 @@ func TestFetchHangs(t *testing.T) {
 	})
 }
 
+// TestFetchContext: once the context ends, nobody is asked, by whatever method.
 func TestFetchContext(t *testing.T) {
 	s := newScene(t)
-	errStop := errors.New("enough")
-	tests := map[string]func(w http.ResponseWriter){
-		"before the answer":      func(w http.ResponseWriter) {},
-		"in the midst of a body": func(w http.ResponseWriter) { w.Write([]byte{1}); w.(http.Flusher).Flush() },
-	}
-	for name, answer := range tests {
+	for _, inBody := range []bool{false, true} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		srv := newResponder(t, func(w http.ResponseWriter, req *http.Request) {
-			answer(w)
-			cancel(errStop)
-			<-req.Context().Done()
-		})
-		other := newResponder(t, says(s.good))
-		if _, err := s.fetch(ctx, nil, srv.URL, other.URL); !errors.Is(err, errStop) && !errors.Is(err, context.Canceled) {
-			t.Errorf("%s: Fetch = %v, want the context's error", name, err)
+		errStop := errors.New("enough")
+		asked := 0
+		client := &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+			asked++
+			body := readerFunc(func([]byte) (int, error) {
+				cancel(errStop)
+				return 0, context.Cause(ctx)
+			})
+			if !inBody {
+				_, err := body(nil)
+				return nil, err
+			}
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(body), Request: req}, nil
+		})}
+		_, err := s.fetch(ctx, client, "http://a.test", "http://b.test")
+		if !errors.Is(err, errStop) || isError(err, "by POST") || isError(err, "b.test") {
+			t.Errorf("Fetch = %v, want what ended the first request alone (in its body: %v)", err, inBody)
 		}
-		if got := srv.methods() + other.methods(); got != "GET" {
-			t.Errorf("%s: asked by %q after the context ended, want GET alone", name, got)
+		if asked != 1 {
+			t.Errorf("Fetch sent %d requests, want 1 (context ended in its body: %v)", asked, inBody)
 		}
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestFetchContextReal ends a request to a real server.
+func TestFetchContextReal(t *testing.T) {
+	s := newScene(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	srv := newResponder(t, func(w http.ResponseWriter, req *http.Request) {
+		cancel()
+		<-req.Context().Done()
+	})
+	if _, err := s.fetch(ctx, nil, srv.URL); !errors.Is(err, context.Canceled) {
+		t.Errorf("Fetch = %v, want context.Canceled", err)
 	}
 }

@@ -70,7 +70,7 @@ func testOpenSSL(t *testing.T, s *scene, r *ocspd.Responder) {
 func TestOpenSSLServer(t *testing.T) {
 	version, err := exec.Command("openssl", "version").Output()
 	if err != nil || !strings.HasPrefix(string(version), "OpenSSL ") {
-		t.Skip("openssl is not installed")
+		t.Skip("OpenSSL is not installed")
 	}
 	s := newScene(t)
 	u := startOpenSSL(t, s)

@@ -92,7 +92,7 @@ func TestParseDelegate(t *testing.T) {
 		{"no extended key usage", ca, func(c *x509.Certificate) { c.ExtKeyUsage = nil }, "not for signing OCSP"},
 		{"any extended key usage", ca, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }, "not for signing OCSP"},
 		{"a server's", ca, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, "not for signing OCSP"},
-		{"expired", ca, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Minute) }, "expired"},
+		{"expired", ca, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Minute) }, "which expired"},
 		{"new, by a clock that is ahead", ca, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(clockSkew/2), now.Add(time.Hour) }, ""},
 		{"not yet valid", ca, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(2*clockSkew), now.Add(time.Hour) }, "not valid before"},
 		{"unknown critical extension", ca, func(c *x509.Certificate) {
