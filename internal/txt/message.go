@@ -1,6 +1,7 @@
 package txt
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -72,35 +73,23 @@ func newQuery(id uint16, name string, edns bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := dnsmessage.NewBuilder(make([]byte, 2, 512), dnsmessage.Header{ID: id, RecursionDesired: true})
-	err = b.StartQuestions()
-	if err == nil {
-		err = b.Question(dnsmessage.Question{Name: qname, Type: dnsmessage.TypeTXT, Class: dnsmessage.ClassINET})
+	m := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: id, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: qname, Type: dnsmessage.TypeTXT, Class: dnsmessage.ClassINET}},
 	}
-	if err == nil && edns {
-		err = addEDNS(&b)
+	if edns {
+		var h dnsmessage.ResourceHeader
+		if err := h.SetEDNS0(ednsSize, dnsmessage.RCodeSuccess, false); err != nil {
+			return nil, err
+		}
+		m.Additionals = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{}}}
 	}
+	msg, err := m.AppendPack(make([]byte, 2, 512))
 	if err != nil {
 		return nil, err
 	}
-	msg, err := b.Finish()
-	if err != nil {
-		return nil, err
-	}
-	n := len(msg) - 2
-	msg[0], msg[1] = byte(n>>8), byte(n)
+	binary.BigEndian.PutUint16(msg, uint16(len(msg)-2))
 	return msg, nil
-}
-
-func addEDNS(b *dnsmessage.Builder) error {
-	var h dnsmessage.ResourceHeader
-	if err := h.SetEDNS0(ednsSize, dnsmessage.RCodeSuccess, false); err != nil {
-		return err
-	}
-	if err := b.StartAdditionals(); err != nil {
-		return err
-	}
-	return b.OPTResource(h, dnsmessage.OPTResource{})
 }
 
 var (
@@ -281,8 +270,8 @@ var codes = map[dnsmessage.RCode]string{
 //
 // That a name has no record is believed of those who should know. A server that
 // is asked about a zone it does not have may well say that there is nothing, in
-// the name of another zone or without any authority, and one that refers to
-// its own zone or to one above it is as lost as we are.
+// the name of another zone or without any authority, or refer to servers that
+// are no closer to the name than it should be itself.
 func (r *response) reply(zone, name string) (reply, error) {
 	switch {
 	case r.code != dnsmessage.RCodeSuccess && r.code != dnsmessage.RCodeNameError:
@@ -300,11 +289,14 @@ func (r *response) reply(zone, name string) (reply, error) {
 		return reply{}, nil
 	case r.soa != "":
 		return reply{}, refusal("answers for another zone")
-	case r.cut == "" && r.vouched:
-		return reply{}, nil
-	case r.cut == "":
+	}
+	if r.code == dnsmessage.RCodeNameError || r.cut == "" || r.cut == zone {
+		if r.vouched {
+			return reply{}, nil
+		}
 		return reply{}, refusal("answers without authority")
-	case r.cut == zone || !within(r.cut, zone) || !within(name, r.cut):
+	}
+	if !within(r.cut, zone) || !within(name, r.cut) {
 		return reply{}, refusal("refers to servers elsewhere")
 	}
 	// NS without SOA is a referral (RFC 2308, section 2.2), whether or not the

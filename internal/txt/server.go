@@ -2,12 +2,14 @@ package txt
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -106,21 +108,24 @@ func (a *asker) askServer(ctx context.Context, srv server, zone, name string) (r
 	return reply{}, worst(errs)
 }
 
-// worst returns the error that tells most: that of a server that spoke, or the
+// worst returns the error that tells most: what the server said, or else the
 // first.
 func worst(errs []error) error {
-	for _, err := range errs {
-		if _, ok := errors.AsType[refusal](err); ok {
-			return err
-		}
+	if i := slices.IndexFunc(errs, isRefusal); i >= 0 {
+		return errs[i]
 	}
 	return errs[0]
+}
+
+func isRefusal(err error) bool {
+	_, ok := errors.AsType[refusal](err)
+	return ok
 }
 
 // askAddr asks at one address. Packets get lost, so it asks twice; the second
 // time without EDNS0, which old servers refuse and boxes on the way may drop.
 func (a *asker) askAddr(ctx context.Context, addr netip.Addr, zone, name string) (reply, error) {
-	var last error
+	var errs []error
 	for try := range maxTries {
 		r, err := a.exchange(ctx, addr, name, try == 0)
 		if err == nil {
@@ -129,14 +134,12 @@ func (a *asker) askAddr(ctx context.Context, addr netip.Addr, zone, name string)
 				return rep, nil
 			}
 		}
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
+		errs = append(errs, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return reply{}, last
+	return reply{}, worst(errs)
 }
 
 // exchange sends one question and returns the response to it.
@@ -200,7 +203,7 @@ func stream(conn net.Conn, msg []byte, id uint16, name string) (*response, error
 	if _, err := io.ReadFull(conn, buf); err != nil {
 		return nil, err
 	}
-	buf = make([]byte, int(buf[0])<<8|int(buf[1]))
+	buf = make([]byte, binary.BigEndian.Uint16(buf))
 	if _, err := io.ReadFull(conn, buf); err != nil {
 		return nil, err
 	}
@@ -209,22 +212,12 @@ func stream(conn net.Conn, msg []byte, id uint16, name string) (*response, error
 
 // told reports whether any server could tell.
 func told(seen []sighting) bool {
-	for _, s := range seen {
-		if s.err == nil {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(seen, func(s sighting) bool { return s.err == nil })
 }
 
 // refused reports whether any server said that it does not answer for the name.
 func refused(seen []sighting) bool {
-	for _, s := range seen {
-		if _, ok := errors.AsType[refusal](s.err); ok {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(seen, func(s sighting) bool { return isRefusal(s.err) })
 }
 
 // report says in words what was seen, most of it at name.

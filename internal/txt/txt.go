@@ -95,11 +95,20 @@ func (c *Client) follow(ctx context.Context, name string) (trail, error) {
 		return trail{}, err
 	}
 	t, err := newAsker(c.Resolver).follow(ctx, abs)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ended(ctx) {
 		// The text only: what it wraps ended for reasons of its own.
 		err = fmt.Errorf("%w: %v", context.Cause(ctx), err)
 	}
 	return t, err
+}
+
+// ended reports whether ctx has ended. The resolver's connections have its
+// deadline, too, and may end a moment before it does.
+func ended(ctx context.Context) bool {
+	if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+		<-ctx.Done()
+	}
+	return ctx.Err() != nil
 }
 
 // Await returns nil once value is among the TXT records at name, its CNAMEs
@@ -143,7 +152,8 @@ type watch struct {
 // round asks all servers once and reports whether value is where it should be.
 func (w *watch) round(ctx context.Context, value string) bool {
 	seen, err := w.look(ctx)
-	if ctx.Err() != nil && w.last != "" {
+	cut := ended(ctx)
+	if cut && w.last != "" {
 		return false
 	}
 	if err != nil {
@@ -154,7 +164,7 @@ func (w *watch) round(ctx context.Context, value string) bool {
 	if w.trail.name != w.name {
 		w.last = "its CNAME leads to " + display(w.trail.name) + ": " + w.last
 	}
-	return ctx.Err() == nil && agreed(seen, value)
+	return !cut && agreed(seen, value)
 }
 
 // look returns what the servers have now. Finding them each time would cost the

@@ -35,9 +35,10 @@ type world struct {
 
 	mu      sync.Mutex // guards the fields below
 	records []record
-	hidden  map[string]bool // names whose NS records the recursive server does not tell
-	asked   []string        // "address name", each question to a server in the order of arrival
-	queries int             // to the recursive server
+	hidden  map[string]bool // names of which the recursive server does not tell the servers or their addresses
+	down    bool            // whether the recursive server is
+	silent  string          // a name of which it says nothing
+	asked   []string        // each question, as note has it
 }
 
 // A record is a line of a zone: "example.com. NS ns.example.net.".
@@ -52,6 +53,9 @@ type nameServer struct {
 	// hook sees each response before it is sent, if set, and may change it. If it
 	// returns false, nothing is sent.
 	hook func(network string, m *dnsmessage.Message) bool
+
+	// raw returns what is sent in place of the response, if set.
+	raw func(network string, resp []byte) [][]byte
 }
 
 // newWorld makes a world of lines. One that begins with an address is a name
@@ -63,8 +67,8 @@ func newWorld(t testing.TB, lines string) *world {
 		if len(f) == 0 {
 			continue
 		}
-		if addr, err := netip.ParseAddr(f[0]); err == nil {
-			w.servers[addr] = &nameServer{zones: f[1:]}
+		if _, err := netip.ParseAddr(f[0]); err == nil {
+			w.addServer(f[0], f[1:]...)
 			continue
 		}
 		w.records = append(w.records, parseRecord(line))
@@ -78,6 +82,10 @@ func parseRecord(line string) record {
 }
 
 func (w *world) server(addr string) *nameServer { return w.servers[netip.MustParseAddr(addr)] }
+
+func (w *world) addServer(addr string, zones ...string) {
+	w.servers[netip.MustParseAddr(addr)] = &nameServer{zones: zones}
+}
 
 // add adds a record that all servers of its zone have at once.
 func (w *world) add(line string) {
@@ -101,54 +109,149 @@ func (w *world) remove(name, typ string) {
 	w.records = slices.DeleteFunc(w.records, func(r record) bool { return r.name == name && r.typ == typ })
 }
 
-// client returns a Client that lives in the world, over connections in memory.
+// client returns a Client that lives in the world, over streams in memory.
 func (w *world) client() *Client {
 	return &Client{Resolver: &net.Resolver{PreferGo: true, Dial: w.dial}}
 }
 
 func (w *world) dial(_ context.Context, network, address string) (net.Conn, error) {
 	conn, served := net.Pipe()
-	go func() {
-		defer served.Close()
-		for {
-			var size [2]byte
-			if _, err := io.ReadFull(served, size[:]); err != nil {
-				return
-			}
-			msg := make([]byte, binary.BigEndian.Uint16(size[:]))
-			if _, err := io.ReadFull(served, msg); err != nil {
-				return
-			}
-			resp := w.serve(network, address, msg)
-			if resp == nil {
-				continue
-			}
-			served.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(resp))), resp...))
-		}
-	}()
+	go w.serveStream(served, network, address)
 	return conn, nil
 }
 
-// serve returns the response of the server at address, nil for none.
-func (w *world) serve(network, address string, msg []byte) []byte {
+// packetClient is client with packets for UDP.
+func (w *world) packetClient() *Client {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network != "udp" {
+			return w.dial(ctx, network, address)
+		}
+		conn, served := net.Pipe()
+		go w.servePackets(served, address)
+		return packetConn{conn}, nil
+	}
+	return &Client{Resolver: &net.Resolver{PreferGo: true, Dial: dial}}
+}
+
+// A packetConn is a pipe, whose every write is a read, as a connection for
+// packets.
+type packetConn struct{ net.Conn }
+
+func (c packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, err := c.Read(b)
+	return n, c.RemoteAddr(), err
+}
+
+func (c packetConn) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b) }
+
+// socketClient is client with sockets on the loopback interface, a pair for
+// each connection.
+func (w *world) socketClient() *Client {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		var at net.Addr
+		if network == "udp" {
+			at = w.listenUDP(address)
+		} else {
+			at = w.listenTCP(address)
+		}
+		return new(net.Dialer).DialContext(ctx, network, at.String())
+	}
+	return &Client{Resolver: &net.Resolver{PreferGo: true, Dial: dial}}
+}
+
+func (w *world) listenUDP(address string) net.Addr {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Error(err)
+		return &net.UDPAddr{}
+	}
+	w.t.Cleanup(func() { pc.Close() })
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			for _, resp := range w.serve("udp", address, buf[:n]) {
+				pc.WriteTo(resp, from)
+			}
+		}
+	}()
+	return pc.LocalAddr()
+}
+
+func (w *world) listenTCP(address string) net.Addr {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Error(err)
+		return &net.TCPAddr{}
+	}
+	w.t.Cleanup(func() { ln.Close() })
+	go func() {
+		conn, err := ln.Accept()
+		if err == nil {
+			w.serveStream(conn, "tcp", address)
+		}
+	}()
+	return ln.Addr()
+}
+
+// serveStream answers what comes in on conn until its end.
+func (w *world) serveStream(conn net.Conn, network, address string) {
+	defer conn.Close()
+	for {
+		var size [2]byte
+		if _, err := io.ReadFull(conn, size[:]); err != nil {
+			return
+		}
+		msg := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(conn, msg); err != nil {
+			return
+		}
+		for _, resp := range w.serve(network, address, msg) {
+			conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(resp))), resp...))
+		}
+	}
+}
+
+func (w *world) servePackets(conn net.Conn, address string) {
+	defer conn.Close()
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return
+		}
+		for _, resp := range w.serve("udp", address, buf[:n]) {
+			conn.Write(resp)
+		}
+	}
+}
+
+// serve returns the responses of the server at address, most often one.
+func (w *world) serve(network, address string, msg []byte) [][]byte {
 	var m dnsmessage.Message
 	if err := m.Unpack(msg); err != nil {
 		w.t.Errorf("query to %s: %v", address, err)
 		return nil
 	}
 	addr := netip.MustParseAddrPort(address).Addr()
+	w.note(network, addr, &m)
 	m.Response, m.Additionals = true, nil
 	name := strings.ToLower(m.Questions[0].Name.String())
 	w.mu.Lock()
 	srv := w.servers[addr]
 	if srv == nil {
-		w.queries++
 		w.recurse(name, &m)
 	} else {
-		w.asked = append(w.asked, addr.String()+" "+name)
 		w.answer(srv, name, &m)
 	}
+	lost := srv == nil && (w.down || w.silent == name)
 	w.mu.Unlock()
+	if lost {
+		return nil
+	}
 	if srv != nil && srv.hook != nil && !srv.hook(network, &m) {
 		return nil
 	}
@@ -157,16 +260,37 @@ func (w *world) serve(network, address string, msg []byte) []byte {
 		w.t.Errorf("response of %s: %v", address, err)
 		return nil
 	}
-	return resp
+	if srv != nil && srv.raw != nil {
+		return srv.raw(network, resp)
+	}
+	return [][]byte{resp}
 }
+
+// note keeps a line about a question: "udp 192.0.2.1 TXT example.com.".
+func (w *world) note(network string, addr netip.Addr, m *dnsmessage.Message) {
+	q := m.Questions[0]
+	who := addr.String()
+	if w.servers[addr] == nil {
+		who = "resolver"
+	}
+	line := network + " " + who + " " + typeName(q.Type) + " " + q.Name.String()
+	if len(m.Additionals) > 0 {
+		line += " EDNS0"
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked = append(w.asked, line)
+}
+
+func typeName(t dnsmessage.Type) string { return strings.TrimPrefix(t.String(), "Type") }
 
 // recurse answers as a recursive server does: with all it takes to get from the
 // name to the records.
 func (w *world) recurse(name string, m *dnsmessage.Message) {
 	m.RecursionAvailable = true
-	typ := strings.TrimPrefix(m.Questions[0].Type.String(), "Type")
+	typ := typeName(m.Questions[0].Type)
 	for range 20 {
-		if typ == "NS" && w.hidden[name] {
+		if (typ == "NS" || typ == "A") && w.hidden[name] {
 			return
 		}
 		if m.Answers = w.find(w.records, m.Answers, name, typ); w.has(w.records, name, typ) {
@@ -198,7 +322,7 @@ func (w *world) answer(srv *nameServer, name string, m *dnsmessage.Message) {
 		return
 	}
 	m.Authoritative = true
-	for _, typ := range []string{strings.TrimPrefix(m.Questions[0].Type.String(), "Type"), "CNAME"} {
+	for _, typ := range []string{typeName(m.Questions[0].Type), "CNAME"} {
 		records := w.records
 		if w.has(srv.own, name, typ) {
 			records = srv.own
@@ -272,11 +396,17 @@ func soa(zone string) dnsmessage.Resource {
 	}
 }
 
-// log returns the questions to the name servers so far.
-func (w *world) log() []string {
+// log returns the questions so far that have all the words in them.
+func (w *world) log(words ...string) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Clone(w.asked)
+	var lines []string
+	for _, line := range w.asked {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 // dead is the hook of a server that never answers.

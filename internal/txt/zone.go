@@ -68,15 +68,15 @@ func (a *asker) follow(ctx context.Context, name string) (trail, error) {
 // descend goes to the servers that have the name itself.
 func (a *asker) descend(ctx context.Context, name string) (trail, error) {
 	t, err := a.find(ctx, name)
-	for range maxReferrals {
-		if err != nil || t.lead().below == nil {
-			return t, err
+	for n := 0; err == nil && t.lead().below != nil; n++ {
+		if n == maxReferrals {
+			return trail{}, fmt.Errorf("more than %d referrals", maxReferrals)
 		}
 		strays := t.leave()
 		t, err = a.enter(ctx, t)
 		t.strays = strays
 	}
-	return trail{}, fmt.Errorf("more than %d referrals", maxReferrals)
+	return t, err
 }
 
 // enter asks the servers of the zone that t leads to. Those of the zone above
