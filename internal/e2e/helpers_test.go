@@ -97,6 +97,7 @@ func listening(t *testing.T, addrs ...string) {
 
 // background runs a server of m's until the test ends.
 func background(t *testing.T, m *letsencrypt.Manager, serve func() error) {
+	awaitForks()
 	ended := make(chan error, 1)
 	go func() { ended <- patiently(serve) }()
 	t.Cleanup(func() {
@@ -105,6 +106,14 @@ func background(t *testing.T, m *letsencrypt.Manager, serve func() error) {
 			t.Errorf("server: %v, want %v", err, http.ErrServerClosed)
 		}
 	})
+}
+
+// awaitForks returns when processes that are being started are on their own.
+// Until then they have copies of all our sockets: of listeners that were closed
+// meanwhile, which take connections for nobody.
+func awaitForks() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 }
 
 // patiently runs a server, again while its port is taken. One that was given up
@@ -202,6 +211,42 @@ func payload(r *http.Request) string {
 	}
 	text, _ := base64.RawURLEncoding.DecodeString(jws.Payload)
 	return string(text)
+}
+
+// in returns the rig for a subtest.
+func (r *rig) in(t *testing.T) *rig {
+	sub := *r
+	sub.t = t
+	return &sub
+}
+
+// A newOrder is what an order is asked for with, and a finalize what ends it.
+type (
+	newOrder struct {
+		Identifiers       []struct{ Type, Value string }
+		Profile, Replaces string
+	}
+	finalize struct{ CSR string }
+)
+
+// eavesdrop returns what is sent to an endpoint of the rig's CA from now on.
+func eavesdrop[T any](r *rig, e pebble.Endpoint) (sofar func() []T) {
+	var mu sync.Mutex // guards all
+	var all []T
+	r.proxy.SetFault(func(q *http.Request, at pebble.Endpoint, _ int) pebble.Reply {
+		var v T
+		if at == e && json.Unmarshal([]byte(payload(q)), &v) == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, v)
+		}
+		return nil
+	})
+	return func() []T {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
 }
 
 // nth returns a fault for the first n requests to an endpoint.
