@@ -324,6 +324,7 @@ type host struct {
 	place queue.Item[*host]               // in m.due
 	leaf  atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
 	asked atomic.Bool                     // a client did, since the last issuance
+	next  *stapled                        // takes the leaf's place with its first staple, or when that dies; mostly nil
 
 	notBefore, notAfter int64 // of the certificate, Unix seconds; zero: there is none
 	renewal             int64 // its moment, Unix nanoseconds

@@ -39,6 +39,7 @@ import (
 	"example.com/letsencrypt/internal/catest"
 	"example.com/letsencrypt/internal/journal"
 	"golang.org/x/crypto/acme"
+	"golang.org/x/crypto/ocsp"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/time/rate"
 )
@@ -4060,4 +4061,460 @@ func TestCAWantsACertificateReplaced(t *testing.T) {
 			t.Errorf("events %+v, want none for a renewal in its time", es)
 		}
 	})
+}
+
+// OCSP.
+
+// A responder answers for a CA's certificates, beside the CA itself.
+type responder struct {
+	ca *catest.CA
+
+	mu    sync.Mutex
+	asked int
+	life  time.Duration
+	reply func(serial *big.Int, good []byte) (der []byte, err error) // nil: good
+}
+
+// newResponder returns the CA's responder, and a Manager that can reach both.
+func newResponder(t *testing.T, ca *catest.CA) (*letsencrypt.Manager, *responder) {
+	r := &responder{ca: ca, life: 4 * day}
+	ca.OCSPServer = "http://ocsp.test"
+	m := newManager(t, ca)
+	m.CAs[0].Client = &http.Client{Transport: r}
+	return m, r
+}
+
+func (r *responder) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host != "ocsp.test" {
+		return r.ca.Client().Transport.RoundTrip(req)
+	}
+	var query []byte
+	if req.Method == http.MethodPost {
+		query, _ = io.ReadAll(req.Body)
+	} else {
+		query, _ = base64.StdEncoding.DecodeString(strings.TrimPrefix(req.URL.Path, "/"))
+	}
+	q, err := ocsp.ParseRequest(query)
+	if err != nil {
+		return nil, err
+	}
+	der, err := r.answer(q.SerialNumber)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: make(http.Header), Body: io.NopCloser(bytes.NewReader(der)), Request: req}, nil
+}
+
+func (r *responder) answer(serial *big.Int) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked++
+	good := r.sign(serial, ocsp.Good, r.life)
+	if r.reply == nil {
+		return good, nil
+	}
+	return r.reply(serial, good)
+}
+
+func (r *responder) sign(serial *big.Int, status int, life time.Duration) []byte {
+	issuer, key := r.ca.Issuer()
+	now := time.Now()
+	t := ocsp.Response{SerialNumber: serial, Status: status, ThisUpdate: now, NextUpdate: now.Add(life)}
+	if status == ocsp.Revoked {
+		t.RevokedAt, t.RevocationReason = now.Add(-time.Hour), ocsp.KeyCompromise
+	}
+	der, err := ocsp.CreateResponse(issuer, issuer, t, key)
+	if err != nil {
+		panic(err)
+	}
+	return der
+}
+
+func (r *responder) set(reply func(serial *big.Int, good []byte) ([]byte, error)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reply = reply
+}
+
+func (r *responder) times() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked
+}
+
+func down(*big.Int, []byte) ([]byte, error) { return nil, errors.New("connection refused") }
+
+// stapleOf returns the OCSP response that goes with a host's certificate, which is
+// to be a good one for it, or nil.
+func stapleOf(t *testing.T, m *letsencrypt.Manager, host string) *ocsp.Response {
+	t.Helper()
+	cert, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cert.OCSPStaple == nil {
+		return nil
+	}
+	leaf, issuer := parseLeaf(t, cert.Certificate[0]), parseLeaf(t, cert.Certificate[1])
+	resp, err := ocsp.ParseResponseForCert(cert.OCSPStaple, leaf, issuer)
+	if err != nil {
+		t.Fatalf("staple of %s: %v", host, err)
+	}
+	if now := time.Now(); resp.Status != ocsp.Good || now.After(resp.NextUpdate) || now.Before(resp.ThisUpdate) {
+		t.Fatalf("staple of %s at %v: status %d, from %v to %v", host, now, resp.Status, resp.ThisUpdate, resp.NextUpdate)
+	}
+	return resp
+}
+
+func parseLeaf(t *testing.T, der []byte) *x509.Certificate {
+	t.Helper()
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leaf
+}
+
+func TestStapleIsRefreshedHalfWay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		m, r := newResponder(t, catest.New(t))
+		m.SetHosts([]string{host})
+		d := keepDiary(t, m)
+		mustGet(t, m, host)
+		synctest.Wait()
+		first := stapleOf(t, m, host)
+		if first == nil {
+			t.Fatal("no staple")
+		}
+		for range 365 * 4 {
+			pass(6 * time.Hour)
+			if resp := stapleOf(t, m, host); resp == nil || time.Since(resp.ThisUpdate) > 3*day {
+				t.Fatalf("staple %v at %v, want one younger than three days", resp, time.Now())
+			}
+		}
+		if n := r.times(); n < 365/3 || n > 365 {
+			t.Errorf("asked %d times in a year, want once in two days or so", n)
+		}
+		if es := d.of(letsencrypt.EventStaple); len(es) > 0 {
+			t.Errorf("events %+v, want none", es)
+		}
+	})
+}
+
+func TestStapleIsKeptInTheState(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		mustGet(t, m, host)
+		synctest.Wait()
+		blob := m.Marshal()
+		shutdown(t, m)
+		r.set(down)
+		again, r2 := newResponder(t, ca)
+		r2.set(down)
+		if err := again.Unmarshal(blob); err != nil {
+			t.Fatal(err)
+		}
+		if stapleOf(t, again, host) == nil { // the first hello's
+			t.Error("no staple after a restart")
+		}
+		pass(3 * day)
+		if stapleOf(t, again, host) == nil {
+			t.Error("no staple although the last is good still")
+		}
+		pass(2 * day)
+		if stapleOf(t, again, host) != nil {
+			t.Error("a staple although all are out of date")
+		}
+	})
+}
+
+func TestResponderIsDownForDays(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		m, r := newResponder(t, catest.New(t))
+		d := keepDiary(t, m)
+		m.SetHosts([]string{host})
+		leaf := mustGet(t, m, host)
+		synctest.Wait()
+		stapleOf(t, m, host)
+		r.set(down)
+		pass(5 * day)
+		if stapleOf(t, m, host) != nil {
+			t.Error("a staple although all are out of date")
+		}
+		es := d.of(letsencrypt.EventStaple)
+		if len(es) != 1 || es[0].Host != host || es[0].Err == nil {
+			t.Errorf("events %+v, want one that there is no staple", es)
+		}
+		asked := r.times()
+		pass(10 * day)
+		if n := r.times() - asked; n > 10*24*2 {
+			t.Errorf("asked %d times in ten days, want no more than every hour", n)
+		}
+		r.set(nil)
+		pass(2 * time.Hour)
+		if stapleOf(t, m, host) == nil {
+			t.Error("no staple although the responder is well again")
+		}
+		if es := d.of(letsencrypt.EventStaple); len(es) != 2 || es[1].Err != nil {
+			t.Errorf("events %+v, want another that there is one again", es)
+		}
+		if now := mustGet(t, m, host); !now.Equal(leaf) {
+			t.Error("the certificate was replaced")
+		}
+	})
+}
+
+func TestResponderThatLies(t *testing.T) {
+	for name, lie := range map[string]func(r *responder) func(*big.Int, []byte) ([]byte, error){
+		"garbage": func(*responder) func(*big.Int, []byte) ([]byte, error) {
+			return func(_ *big.Int, good []byte) ([]byte, error) { return good[:len(good)/2], nil }
+		},
+		"another serial": func(r *responder) func(*big.Int, []byte) ([]byte, error) {
+			return func(n *big.Int, _ []byte) ([]byte, error) {
+				return r.sign(new(big.Int).Add(n, big.NewInt(1)), ocsp.Good, day), nil
+			}
+		},
+		"unknown": func(r *responder) func(*big.Int, []byte) ([]byte, error) {
+			return func(n *big.Int, _ []byte) ([]byte, error) { return r.sign(n, ocsp.Unknown, day), nil }
+		},
+		"out of date": func(r *responder) func(*big.Int, []byte) ([]byte, error) {
+			return func(n *big.Int, _ []byte) ([]byte, error) { return r.sign(n, ocsp.Good, -time.Minute), nil }
+		},
+		"forged": func(*responder) func(*big.Int, []byte) ([]byte, error) {
+			return func(_ *big.Int, good []byte) ([]byte, error) {
+				bad := bytes.Clone(good)
+				bad[len(bad)-1] ^= 1
+				return bad, nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				m, r := newResponder(t, catest.New(t))
+				r.set(lie(r))
+				mustGet(t, m, "a.example.com")
+				pass(time.Hour)
+				if stapleOf(t, m, "a.example.com") != nil {
+					t.Error("the lie is served")
+				}
+				if r.times() == 0 {
+					t.Error("the responder was not asked")
+				}
+			})
+		})
+	}
+}
+
+func TestRevokedCertificateIsReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		m, r := newResponder(t, catest.New(t))
+		d := keepDiary(t, m)
+		m.SetHosts([]string{host})
+		old := mustGet(t, m, host)
+		r.set(func(n *big.Int, good []byte) ([]byte, error) {
+			if n.Cmp(old.SerialNumber) == 0 {
+				return r.sign(n, ocsp.Revoked, day), nil
+			}
+			return good, nil
+		})
+		pass(3 * day)
+		if leaf := mustGet(t, m, host); leaf.Equal(old) {
+			t.Error("not replaced although it is revoked")
+		}
+		if stapleOf(t, m, host) == nil {
+			t.Error("no staple for the new one")
+		}
+		if es := d.of(letsencrypt.EventRevoked); len(es) != 1 || es[0].Host != host || es[0].Err == nil || es[0].CA == "" {
+			t.Errorf("events %+v, want one that it was revoked", es)
+		}
+	})
+}
+
+func TestResponderThatRevokesEverythingMakesNoLoop(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		m.Limit = unlimited()
+		r.set(func(n *big.Int, _ []byte) ([]byte, error) { return r.sign(n, ocsp.Revoked, day), nil })
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		pass(10 * day)
+		if n := len(ca.Issued(host)); n < 2 || n > 30 {
+			t.Errorf("%d certificates in ten days, want a few", n)
+		}
+	})
+}
+
+func TestNothingIsSaidOfCertificatesWithoutResponder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newManager(t, catest.New(t))
+		d := keepDiary(t, m)
+		mustGet(t, m, "a.example.com")
+		pass(30 * day)
+		if l := append(d.lines("OCSP"), d.lines("staple")...); len(l) > 0 {
+			t.Errorf("logged %q, want nothing", l)
+		}
+	})
+}
+
+func TestMustStapleWaitsForItsStaple(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		m.MustStaple = true
+		m.SetHosts([]string{host})
+		old := mustGet(t, m, host)
+		if len(old.Extensions) == 0 || stapleOf(t, m, host) == nil {
+			t.Fatal("the first certificate came without a staple")
+		}
+		r.set(func(n *big.Int, good []byte) ([]byte, error) {
+			if n.Cmp(old.SerialNumber) == 0 {
+				return good, nil
+			}
+			return nil, errors.New("not here yet")
+		})
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		pass(day)
+		if leaf := mustGet(t, m, host); !leaf.Equal(old) {
+			t.Error("a certificate that must be stapled is served without a staple")
+		}
+		if stapleOf(t, m, host) == nil {
+			t.Error("the old certificate lost its staple")
+		}
+		r.set(nil)
+		pass(2 * time.Hour)
+		leaf := mustGet(t, m, host)
+		if leaf.Equal(old) || stapleOf(t, m, host) == nil {
+			t.Error("the new certificate is not served although its staple is there")
+		}
+		r.set(down)
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Until(leaf.NotAfter) + time.Minute)
+		mustGet(t, m, host) // without a staple rather than not at all
+	})
+}
+
+func TestOwnCertificateIsStapled(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		mustGet(t, m, host)
+		cert, err := m.Cert(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := &letsencrypt.Manager{}
+		t.Cleanup(func() { shutdown(t, own) })
+		original := http.DefaultClient.Transport
+		http.DefaultClient.Transport = r
+		defer func() { http.DefaultClient.Transport = original }()
+		cert.OCSPStaple = nil
+		if err := own.AddCertificate(*cert); err != nil {
+			t.Fatal(err)
+		}
+		own.GetCertificate(&tls.ClientHelloInfo{ServerName: host})
+		synctest.Wait()
+		first := stapleOf(t, own, host)
+		if first == nil {
+			t.Fatal("no staple")
+		}
+		pass(3 * day)
+		if second := stapleOf(t, own, host); second == nil || !second.ThisUpdate.After(first.ThisUpdate) {
+			t.Errorf("staple %v after three days, want a new one", second)
+		}
+	})
+}
+
+// New terms of service.
+
+func TestNewTermsOfService(t *testing.T) {
+	const host, old, changed = "a.example.com", "https://ca.test/terms/1", "https://ca.test/terms/2"
+	for _, tt := range []struct {
+		name   string
+		prompt func(asked *[]string) func(string) bool // nil: Register is not called
+		again  bool                                    // the Manager is restarted, and Register not called again
+		err    string                                  // of Manage; "": none
+		asked  []string
+	}{
+		{name: "no prompt"},
+		{name: "agreed", prompt: func(asked *[]string) func(string) bool {
+			return func(url string) bool { *asked = append(*asked, url); return true }
+		}, asked: []string{old, changed}},
+		{name: "refused", prompt: func(asked *[]string) func(string) bool {
+			return func(url string) bool { *asked = append(*asked, url); return url == old }
+		}, err: "terms of service were not agreed to", asked: []string{old, changed}},
+		{name: "prompt is gone", again: true, prompt: func(asked *[]string) func(string) bool {
+			return func(url string) bool { *asked = append(*asked, url); return true }
+		}, err: "call Register", asked: []string{old}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				ca.Terms = old
+				m := newManager(t, ca)
+				var asked []string
+				if tt.prompt != nil {
+					if err := m.Register("", tt.prompt(&asked)); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					mustGet(t, m, "first.example.com")
+				}
+				if tt.again {
+					m = restart(t, m, ca)
+				}
+				ca.Change(func(c *catest.Config) { c.Terms = changed })
+				var agreed atomic.Bool
+				ca.Fault(func(endpoint string, _ int, r *http.Request) catest.Response {
+					switch {
+					case endpoint == "account":
+						agreed.Store(true)
+					case endpoint == "newOrder" && !agreed.Load():
+						return catest.Problem(403, "userActionRequired", "the terms have changed", "")
+					}
+					return nil
+				})
+				d := &diary{testLog: testLog{t}}
+				m.Logger = slog.New(slog.NewTextHandler(d, nil))
+				err := m.Manage(t.Context(), host)
+				if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
+					t.Errorf("Manage = %v, want %q", err, tt.err)
+				}
+				if tt.err != "" && !strings.Contains(err.Error(), changed) {
+					t.Errorf("Manage = %v, want the terms' URL in it", err)
+				}
+				if !slices.Equal(asked, tt.asked) {
+					t.Errorf("asked about %q, want %q", asked, tt.asked)
+				}
+				if l := d.lines("new terms of service"); tt.err == "" && len(l) == 0 {
+					t.Error("nothing is said of it")
+				}
+				if tt.err == "" {
+					return
+				}
+				n := ca.Count("newOrder")
+				m.Manage(t.Context(), "b.example.com")
+				wantCount(t, ca, "newOrder", n) // it is everybody's
+				if err := m.Register("", func(string) bool { return true }); err != nil {
+					t.Fatal(err)
+				}
+				pass(2 * time.Minute)
+				if err := m.Manage(t.Context(), host); err != nil {
+					t.Errorf("Manage after Register agreed = %v, want nil", err)
+				}
+			})
+		})
+	}
 }

@@ -381,7 +381,7 @@ func (m *Manager) withdrawLocked(h *host) {
 			m.putLocked(journal.Delete(kind, h.name))
 		}
 	}
-	h.notBefore, h.notAfter = 0, 0
+	h.notBefore, h.notAfter, h.next = 0, 0, nil
 	h.leaf.Store(nil)
 	m.requeueLocked(h)
 }
@@ -576,7 +576,12 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 	m.setLocked(record(kindRegister, onlyOne, registration{Email: email, Prompted: prompt != nil}))
 	m.mu.Unlock()
 	client, err := a.account.Client(ctx)
-	if err == nil && had && changed {
+	switch {
+	case err == nil && !had:
+		m.mu.Lock()
+		m.resumeLocked(a)
+		m.mu.Unlock()
+	case err == nil && changed:
 		err = client.Update(ctx, contact(email))
 	}
 	return err
@@ -812,10 +817,15 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	if h.held() {
 		kind = EventRenewed
 	}
-	if s.last == nil && old != nil && now.Before(h.expiry()) {
-		s.served, s.until = old, h.expiry()
+	serve, until := s.served, h.expiry()
+	if h.next != nil { // the old one waits still, and its predecessor is served
+		until = h.next.until
 	}
-	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), s.served)
+	if h.next = nil; s.last == nil && old != nil && now.Before(until) {
+		h.next, s.until = s, until
+		serve = cmp.Or(h.leaf.Load(), old)
+	}
+	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), serve)
 	h.asked.Store(false)
 	h.since, h.poll = now, now.UnixNano()
 	m.newest = max(m.newest, h.notBefore)
@@ -823,7 +833,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	m.settleLocked(a, h, nil, now)
 	m.reportLocked(Event{Kind: kind, Host: h.name, CA: a.Directory, NotAfter: c.Leaf.NotAfter, Next: time.Unix(0, h.renewal)})
 	m.tooSoonLocked(h, now)
-	return s.served
+	return serve
 }
 
 // hold notes a new certificate. A nil leaf is read from the state when the
@@ -967,7 +977,7 @@ func (m *Manager) revoke(ctx context.Context, rec certRecord, cert *tls.Certific
 			err = client.Revoke(ctx, key, cert.Certificate[0], reason)
 		}
 		f, ok := errors.AsType[*ca.Failure](err)
-		if !ok || !f.CAWide() {
+		if !ok || !f.Passing() {
 			return err
 		}
 		select {

@@ -644,14 +644,11 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 	if a.prober == h.flight {
 		a.prober = nil
 	}
-	p, was := m.pauses[a.Directory]
+	p := m.pauses[a.Directory]
 	switch {
 	case f == nil, f.Class == ca.Validation, f.Class == ca.Policy, f.Class == ca.Paused:
 		a.limited = nil
-		if was {
-			m.setLocked(journal.Delete(kindPause, a.Directory))
-			m.reportLocked(Event{Kind: EventResumed, CA: a.Directory})
-		}
+		m.resumeLocked(a)
 	case f.CAWide():
 		if now.Before(believe(p.Until, p.Noted, now)) { // it is one of those that were under way
 			return
@@ -667,6 +664,14 @@ func (m *Manager) settleLocked(a *authority, h *host, f *ca.Failure, now time.Ti
 			put(&t.Paused, a.Directory, now.Add(personMost))
 			t.Said = f.Error()
 		})
+	}
+}
+
+// resumeLocked notes that a CA works.
+func (m *Manager) resumeLocked(a *authority) {
+	if _, paused := m.pauses[a.Directory]; paused {
+		m.setLocked(journal.Delete(kindPause, a.Directory))
+		m.reportLocked(Event{Kind: EventResumed, CA: a.Directory})
 	}
 }
 

@@ -736,8 +736,8 @@ type stapled struct {
 	ca     string
 	client *http.Client
 	base   *tls.Certificate // without a staple; nil if it names no responder
-	served *tls.Certificate // what is in its place: with one, without, or the predecessor
-	until  time.Time        // that of the predecessor, zero if there is none
+	served *tls.Certificate // what is in its place, with one or without
+	until  time.Time        // the predecessor lives, which is served until there is one
 
 	last     *staple.Response // the newest that was good; nil while there is none
 	looked   bool             // for one that was kept
@@ -779,7 +779,8 @@ func (m *Manager) queueStapleLocked(s *stapled, at time.Time) {
 		return
 	}
 	if s.last != nil {
-		at = later(at, s.last.RefreshAt(rand.Float64()))
+		soonest := max(stapleFirst, min(stapleMost, s.last.NextUpdate.Sub(at)/4)) // some hand out old ones
+		at = later(at.Add(soonest), s.last.RefreshAt(rand.Float64()))
 	}
 	m.staples.Set(&s.place, at)
 	m.pokeLocked()
@@ -791,12 +792,12 @@ func (m *Manager) seeToStapleLocked(s *stapled, now time.Time) {
 	case m.staplings >= maxStaplings:
 		m.staples.Set(&s.place, now.Add(time.Second))
 		return
-	case s.last != nil && !s.last.Fresh(now), !s.until.IsZero() && !now.Before(s.until):
-		s.last = nil
-		m.swapLocked(s, s.base)
-		m.bareLocked(s, errors.New("the last one is out of date"))
 	case !m.inPlaceLocked(s):
 		return // it was replaced
+	case s.last != nil && !s.last.Fresh(now), !s.until.IsZero() && !now.Before(s.until):
+		s.last, s.until = nil, time.Time{}
+		m.swapLocked(s, s.base)
+		m.bareLocked(s, errors.New("the last one is out of date"))
 	}
 	if m.goLocked(func() { m.refresh(s) }) {
 		m.staplings++
@@ -898,18 +899,30 @@ func (s *stapled) with(resp *staple.Response) *tls.Certificate {
 	return &cert
 }
 
-// inPlaceLocked reports whether the certificate is still the one that is served.
-func (m *Manager) inPlaceLocked(s *stapled) bool { return m.swapLocked(s, s.served) }
+// inPlaceLocked reports whether the certificate is still the one that is served,
+// or is to be.
+func (m *Manager) inPlaceLocked(s *stapled) bool {
+	switch h := s.host; {
+	case h == nil:
+		return m.own.Replace(s.served, s.served)
+	default:
+		return h.next == s || h.leaf.Load() == s.served
+	}
+}
 
 // swapLocked puts cert in the place of what is served, unless that was replaced
 // meanwhile.
-func (m *Manager) swapLocked(s *stapled, cert *tls.Certificate) bool {
-	was := s.served
-	if s.host != nil && !s.host.leaf.CompareAndSwap(was, cert) || s.host == nil && !m.own.Replace(was, cert) {
-		return false
+func (m *Manager) swapLocked(s *stapled, cert *tls.Certificate) {
+	switch h := s.host; {
+	case h == nil:
+		m.own.Replace(s.served, cert)
+	case h.next == s:
+		h.leaf.Store(cert)
+		h.next = nil
+	default:
+		h.leaf.CompareAndSwap(s.served, cert)
 	}
 	s.served = cert
-	return true
 }
 
 // keepStapleLocked keeps a certificate's staple, in place of the one before, and
@@ -919,7 +932,10 @@ func (m *Manager) keepStapleLocked(s *stapled, now time.Time) {
 		m.putLocked(journal.Delete(kindStaple, s.key))
 	}
 	if s.last != nil {
-		m.putLocked(record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Response: s.last.DER}))
+		r := record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Response: s.last.DER})
+		if was, _ := m.log.Get(kindStaple, s.key); was != r {
+			m.putLocked(r)
+		}
 	}
 	if s.told && s.last != nil {
 		s.told = false

@@ -206,13 +206,13 @@ func (c *Client) Register(ctx context.Context, contact []string, eab *acme.Exter
 		}
 	}
 	if d.Meta.EABRequired && eab == nil {
-		return "", &Failure{Class: Policy, Step: "making the account", Err: errors.New("the CA makes accounts for its customers only: set CA.EAB to the key ID and MAC key it gave you")}
+		return "", &Failure{Class: Refused, Step: "making the account", Err: errors.New("the CA makes accounts for its customers only: set CA.EAB to the key ID and MAC key it gave you")}
 	}
 	a := c.acme()
 	_, err = a.Register(ctx, &acme.Account{Contact: contact, ExternalAccountBinding: eab}, acme.AcceptTOS)
 	if err != nil && !errors.Is(err, acme.ErrAccountAlreadyExists) {
 		f := failAccount("making the account", err).(*Failure)
-		if eab != nil && f.Class == Policy {
+		if eab != nil && f.Class == Refused {
 			f.Err = fmt.Errorf("%w; CA.EAB, with the key ID %q, may be wrong, expired, or used up where it is good for one account only: the CA has new ones for its customers", f.Err, eab.KID)
 		}
 		return "", f

@@ -82,7 +82,7 @@ func TestRegisterEAB(t *testing.T) {
 	wanted := func(c *catest.Config) { c.EAB, c.EABOnce = map[string][]byte{eab.KID: eab.Key}, true }
 	inNewWorld(t, wanted, func(t *testing.T, w *world) {
 		_, err := w.client.Register(t.Context(), nil, nil, false)
-		if f, ok := errors.AsType[*Failure](err); !ok || f.Class != Policy || !strings.Contains(err.Error(), "CA.EAB") {
+		if f, ok := errors.AsType[*Failure](err); !ok || f.Class != Refused || !strings.Contains(err.Error(), "CA.EAB") {
 			t.Errorf("without a binding: %v, want that it is needed", err)
 		}
 		if n := w.ca.Count("newAccount"); n != 0 {
@@ -105,8 +105,8 @@ func TestRegisterEAB(t *testing.T) {
 		other := New(w.ca.Directory(), w.ca.Client(), newKey(t), "")
 		wrong := &acme.ExternalAccountBinding{KID: eab.KID, Key: []byte("another key")}
 		_, err = other.Register(t.Context(), nil, wrong, false)
-		if f, ok := errors.AsType[*Failure](err); !ok || f.Class != Policy {
-			t.Errorf("with a wrong key: %v, want a policy error", err)
+		if f, ok := errors.AsType[*Failure](err); !ok || f.Class != Refused || !strings.Contains(err.Error(), eab.KID) {
+			t.Errorf("with a wrong key: %v, want that %s is refused", err, eab.KID)
 		}
 	})
 }
@@ -121,7 +121,7 @@ func TestRegisterFails(t *testing.T) {
 		{"down", catest.Refuse, Network, 0},
 		{"503", catest.HTML(503, "30"), Fault, 30 * time.Second},
 		{"429", catest.Problem(429, "rateLimited", "too many accounts", "3600"), Fault, time.Hour},
-		{"refused", catest.Problem(400, "invalidContact", "no such domain", ""), Policy, 0},
+		{"refused", catest.Problem(400, "invalidContact", "no such domain", ""), Refused, 0},
 		{"hangs", catest.Hang, Network, 0},
 		{"no URL", catest.Edit(func(res *http.Response, body []byte) []byte { res.Header.Del("Location"); return body }), Fault, 0},
 	}
@@ -201,18 +201,18 @@ func TestRevoke(t *testing.T) {
 			j := w.job("a.example.com")
 			leaf := w.obtain(j).Leaf
 			var key crypto.Signer
-			client := w.client
+			client, reasonWanted := w.client, acme.CRLReasonSuperseded
 			if own {
-				key = j.Key
+				key, reasonWanted = j.Key, acme.CRLReasonKeyCompromise
 				client = New(w.ca.Directory(), w.ca.Client(), nil, "") // an account is not needed
 			}
 			for range 2 { // the second time is no error
-				if err := client.Revoke(t.Context(), key, leaf.Raw, acme.CRLReasonSuperseded); err != nil {
+				if err := client.Revoke(t.Context(), key, leaf.Raw, reasonWanted); err != nil {
 					t.Fatalf("with the certificate's key %v: %v", own, err)
 				}
 			}
-			if _, reason, ok := w.ca.Revoked(leaf); !ok || reason != int(acme.CRLReasonSuperseded) {
-				t.Errorf("with the certificate's key %v: revoked %v for %d, want for %d", own, ok, reason, acme.CRLReasonSuperseded)
+			if _, reason, ok := w.ca.Revoked(leaf); !ok || reason != int(reasonWanted) {
+				t.Errorf("with the certificate's key %v: revoked %v for %d, want for %d", own, ok, reason, reasonWanted)
 			}
 		})
 	}

@@ -25,11 +25,12 @@ const (
 	Network                 // the CA cannot be reached
 	NoAccount               // the CA does not know our account
 	Terms                   // the CA wants us to agree to new terms of service
+	Refused                 // the CA has no account for us, or not as we want it
 	Unset                   // a DNS record that a person must set is not there
 )
 
 func (c Class) String() string {
-	return [...]string{"ours", "limit", "paused", "policy", "validation", "fault", "network", "no account", "terms", "unset"}[c]
+	return [...]string{"ours", "limit", "paused", "policy", "validation", "fault", "network", "no account", "terms", "refused", "unset"}[c]
 }
 
 // A Failure is an error of a conversation with a CA.
@@ -47,8 +48,11 @@ func (f *Failure) Unwrap() error { return f.Err }
 // CAWide reports whether the failure is about the CA as a whole rather than
 // about one host.
 func (f *Failure) CAWide() bool {
-	return f.Class == Fault || f.Class == Network || f.Class == Terms
+	return f.Passing() || f.Class == Terms || f.Class == Refused
 }
+
+// Passing reports whether the same request may well do better in a moment.
+func (f *Failure) Passing() bool { return f.Class == Fault || f.Class == Network }
 
 // fail classes an error that came up while asking about one order.
 func fail(step string, err error) error {
@@ -82,11 +86,15 @@ func failOurs(step string, err error) error {
 }
 
 // failAccount classes an error that came up while asking about the directory,
-// a nonce or the account, where a limit is one on us as a whole.
+// a nonce or the account, where a limit is one on us as a whole, and so is a
+// refusal: it is not for every host to ask again.
 func failAccount(step string, err error) error {
 	err = fail(step, err)
-	if f := err.(*Failure); f.Class == Limited || f.Class == Paused {
+	switch f := err.(*Failure); f.Class {
+	case Limited, Paused:
 		f.Class = Fault
+	case Policy, Terms:
+		f.Class = Refused
 	}
 	return err
 }

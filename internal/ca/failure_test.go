@@ -85,8 +85,11 @@ func TestFail(t *testing.T) {
 		// On the directory, a nonce or the account a limit is everybody's.
 		account := failAccount("making the account", err).(*Failure)
 		want := test.class
-		if want == Limited || want == Paused {
+		switch want {
+		case Limited, Paused:
 			want = Fault
+		case Policy, Terms:
+			want = Refused
 		}
 		if account.Class != want {
 			t.Errorf("%s, of the account: class %v, want %v", name, account.Class, want)

@@ -205,7 +205,7 @@ func (r *run) pause(ctx context.Context, err error) error {
 	f := fail("talking to the CA", err).(*Failure)
 	_, bad := errors.AsType[*badCertificate](err)
 	wait := max(f.Retry, retryFirst<<r.faults)
-	passing := f.CAWide() && f.Class != Terms && !bad || problemIs(err, "orderNotReady")
+	passing := f.Passing() && !bad || problemIs(err, "orderNotReady")
 	if r.faults++; !passing || r.faults > retries || wait > retryMost {
 		return err
 	}
@@ -532,7 +532,7 @@ func (r *run) download(ctx context.Context) (*Certificate, error) {
 			break
 		}
 		alt, _, err := r.fetch(ctx, url)
-		if f, ok := errors.AsType[*Failure](err); ok && f.CAWide() && r.faults < retries {
+		if f, ok := errors.AsType[*Failure](err); ok && f.Passing() && r.faults < retries {
 			return nil, err
 		}
 		if err == nil && certs.TopIssuer(alt) == r.Chain {
