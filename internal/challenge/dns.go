@@ -14,7 +14,7 @@ import (
 const (
 	providerTime = 2 * time.Minute // one call of a provider's
 	spreadTime   = 2 * time.Minute // for a record to be seen, unless the provider says
-	spreadMost   = time.Hour       // whatever it says
+	spreadMost   = time.Hour       // whatever it says, and between two records of a sequential one
 	lookEvery    = 2 * time.Second // whether it is, unless the provider says
 )
 
@@ -63,6 +63,7 @@ func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func
 	}
 	remove = func() {
 		d.cleanUp(ctx, domain, token, keyAuth)
+		d.rest()
 		release()
 	}
 	call, cancel := context.WithTimeout(ctx, providerTime)
@@ -104,14 +105,15 @@ func (d *DNS) times() (timeout, interval time.Duration) {
 	if interval <= 0 {
 		interval = lookEvery
 	}
-	return min(timeout, spreadMost), min(interval, timeout)
+	timeout = min(timeout, spreadMost)
+	return timeout, min(interval, timeout)
 }
 
 // sequential returns how long a provider that sets one record at a time wants
 // to wait between two.
 func (d *DNS) sequential() (pause time.Duration, ok bool) {
 	if p, ok := d.Provider.(interface{ Sequential() time.Duration }); ok {
-		return p.Sequential(), true
+		return min(p.Sequential(), spreadMost), true
 	}
 	return 0, false
 }
@@ -128,7 +130,18 @@ func (d *DNS) scope(ctx context.Context, name string) string {
 	return name // it may be a name whose zone is not there yet
 }
 
-// acquire waits for its turn at a TXT name.
+// rest keeps a sequential provider's next record waiting, now that one was
+// taken away.
+func (d *DNS) rest() {
+	if pause, ok := d.sequential(); ok {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.next = time.Now().Add(pause)
+	}
+}
+
+// acquire waits for its turn at a TXT name. Whoever gives up meanwhile leaves
+// everything as it was: no record of theirs was set.
 func (d *DNS) acquire(ctx context.Context, name string) (release func(), err error) {
 	for {
 		d.mu.Lock()
@@ -151,18 +164,28 @@ func (d *DNS) acquire(ctx context.Context, name string) (release func(), err err
 	wait := time.Until(d.next)
 	d.mu.Unlock()
 	release = func() {
-		pause, _ := d.sequential()
 		d.mu.Lock()
-		d.next = time.Now().Add(pause)
 		delete(d.busy, name)
 		d.mu.Unlock()
 		close(free)
 	}
+	if err := sleep(ctx, wait); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// sleep returns after wait, which may be none at all, or with the reason as
+// soon as ctx has ended.
+func sleep(ctx context.Context, wait time.Duration) error {
+	if wait <= 0 {
+		return context.Cause(ctx)
+	}
 	select {
 	case <-time.After(wait):
-		return release, nil
+		return nil
 	case <-ctx.Done():
-		release()
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
 }

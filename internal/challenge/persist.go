@@ -51,24 +51,41 @@ func (p Persistent) In(values []string, now time.Time) bool {
 // matter; where the syntax is wrong it is as strict as CAs are.
 func (p Persistent) is(value string, now time.Time) bool {
 	issuer, rest, _ := strings.Cut(value, ";")
-	issuer = strings.TrimSpace(issuer)
-	if len(p.Issuers) > 0 && !slices.Contains(p.Issuers, issuer) {
+	issuer = trimSpace(issuer)
+	if issuer == "" || len(p.Issuers) > 0 && !slices.Contains(p.Issuers, issuer) {
 		return false
 	}
-	tags := make(map[string]string)
-	for field := range strings.SplitSeq(rest, ";") {
-		tag, v, ok := strings.Cut(field, "=")
-		tag = strings.ToLower(strings.TrimSpace(tag))
-		if _, twice := tags[tag]; !ok || tag == "" || twice {
-			return false
-		}
-		tags[tag] = strings.TrimSpace(v)
+	tags, ok := parseTags(rest)
+	if !ok {
+		return false
 	}
 	if until, ok := tags["persistuntil"]; ok {
 		unix, err := strconv.ParseInt(until, 10, 64)
-		if err != nil || now.Unix() > unix {
+		if err != nil || now.After(time.Unix(unix, 0)) {
 			return false
 		}
 	}
-	return tags["accounturi"] == p.Account && (!p.Wildcard || strings.EqualFold(tags["policy"], "wildcard"))
+	account := tags["accounturi"]
+	return account != "" && account == p.Account && (!p.Wildcard || strings.EqualFold(tags["policy"], "wildcard"))
 }
+
+// parseTags returns the values by their tag in lower case, and whether all of
+// s is well-formed.
+func parseTags(s string) (tags map[string]string, ok bool) {
+	tags = make(map[string]string)
+	for field := range strings.SplitSeq(s, ";") {
+		tag, v, ok := strings.Cut(field, "=")
+		tag, v = strings.ToLower(trimSpace(tag)), trimSpace(v)
+		if _, twice := tags[tag]; !ok || tag == "" || twice || strings.ContainsFunc(v, notInValue) {
+			return nil, false
+		}
+		tags[tag] = v
+	}
+	return tags, true
+}
+
+// trimSpace takes off what is white space in RFC 8659, and no more.
+func trimSpace(s string) string { return strings.Trim(s, " \t") }
+
+// notInValue reports whether a value can't have r, which is no semicolon.
+func notInValue(r rune) bool { return r <= ' ' || r > '~' }
