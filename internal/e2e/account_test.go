@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	"example.com/letsencrypt/internal/pebble"
@@ -100,5 +102,44 @@ func TestAccountForgottenForEver(t *testing.T) {
 	r.served(oldHost)
 	if n := r.Accounts(); n != 1 {
 		t.Errorf("%d accounts, want 1", n)
+	}
+}
+
+// A reply that was lost may have been that of an account made: the next try
+// finds it by its key, and spends no other binding.
+func TestBindingIsSentOnceWhateverGetsLost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, pebble.Config{EAB: map[string][]byte{"us": eabKey}})
+	var bindings atomic.Int64
+	r.proxy.SetFault(func(q *http.Request, e pebble.Endpoint, n int) pebble.Reply {
+		if e != pebble.NewAccount {
+			return nil
+		}
+		if strings.Contains(payload(q), `"externalAccountBinding"`) {
+			bindings.Add(1)
+		}
+		if n == 1 {
+			return pebble.LoseReply
+		}
+		return nil
+	})
+	m, _ := r.manager()
+	m.CAs[0].EAB = eabOfOurs
+	cache := cacheFile(t, m)
+	if err := m.Register("", nil); err == nil {
+		t.Fatal("Register = nil though the reply was lost")
+	}
+	shutdown(t, m)
+
+	m, _ = r.manager()
+	m.CAs[0].EAB = eabOfOurs
+	if err := m.CacheFile(cache); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Register("", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := bindings.Load(); n != 1 || r.Accounts() != 1 {
+		t.Errorf("%d requests with a binding and %d accounts, want 1 of each", n, r.Accounts())
 	}
 }
