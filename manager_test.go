@@ -4405,38 +4405,6 @@ func TestMustStapleWaitsForItsStaple(t *testing.T) {
 	})
 }
 
-func TestOwnCertificateIsStapled(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		const host = "a.example.com"
-		ca := catest.New(t)
-		m, r := newResponder(t, ca)
-		mustGet(t, m, host)
-		cert, err := m.Cert(host)
-		if err != nil {
-			t.Fatal(err)
-		}
-		own := &letsencrypt.Manager{}
-		t.Cleanup(func() { shutdown(t, own) })
-		original := http.DefaultClient.Transport
-		http.DefaultClient.Transport = r
-		defer func() { http.DefaultClient.Transport = original }()
-		cert.OCSPStaple = nil
-		if err := own.AddCertificate(*cert); err != nil {
-			t.Fatal(err)
-		}
-		own.GetCertificate(&tls.ClientHelloInfo{ServerName: host})
-		synctest.Wait()
-		first := stapleOf(t, own, host)
-		if first == nil {
-			t.Fatal("no staple")
-		}
-		pass(3 * day)
-		if second := stapleOf(t, own, host); second == nil || !second.ThisUpdate.After(first.ThisUpdate) {
-			t.Errorf("staple %v after three days, want a new one", second)
-		}
-	})
-}
-
 // New terms of service.
 
 func TestNewTermsOfService(t *testing.T) {
@@ -4464,6 +4432,7 @@ func TestNewTermsOfService(t *testing.T) {
 				ca := catest.New(t)
 				ca.Terms = old
 				m := newManager(t, ca)
+				d := keepDiary(t, m)
 				var asked []string
 				if tt.prompt != nil {
 					if err := m.Register("", tt.prompt(&asked)); err != nil {
@@ -4474,6 +4443,7 @@ func TestNewTermsOfService(t *testing.T) {
 				}
 				if tt.again {
 					m = restart(t, m, ca)
+					d = keepDiary(t, m)
 				}
 				ca.Change(func(c *catest.Config) { c.Terms = changed })
 				var agreed atomic.Bool
@@ -4486,8 +4456,6 @@ func TestNewTermsOfService(t *testing.T) {
 					}
 					return nil
 				})
-				d := &diary{testLog: testLog{t}}
-				m.Logger = slog.New(slog.NewTextHandler(d, nil))
 				err := m.Manage(t.Context(), host)
 				if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
 					t.Errorf("Manage = %v, want %q", err, tt.err)

@@ -13,13 +13,19 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// await calls Await for the value "new" of _acme-challenge.example.com, for ten
-// minutes at most, and returns how long it took.
+const (
+	patience = 2 * time.Minute // of await
+	interval = 5 * time.Second
+	later    = 66 * time.Second // not when the servers are found again
+)
+
+// await calls Await for the value "new" of _acme-challenge.example.com, and
+// returns how long it took.
 func await(t *testing.T, c *Client) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	start := time.Now()
-	err := c.Await(ctx, acme, "new", 5*time.Second)
+	err := c.Await(ctx, acme, "new", interval)
 	return time.Since(start), err
 }
 
@@ -27,7 +33,7 @@ func TestAwait(t *testing.T) {
 	tests := []struct {
 		name, lines string
 		set         func(w *world) // at the start
-		then        func(w *world) // after six minutes
+		then        func(w *world) // later
 		rounds      int            // that it may take to be seen, if more than one
 	}{{
 		name: "record",
@@ -41,10 +47,11 @@ func TestAwait(t *testing.T) {
 		set:  func(w *world) { w.addAt("192.0.2.1", acme+". TXT new") },
 		then: func(w *world) { w.addAt("192.0.2.2", acme+". TXT new") },
 	}, {
-		name:  "one server is dead",
-		lines: acme + ". TXT old",
-		set:   func(w *world) { w.server("192.0.2.1").hook = dead },
-		then:  func(w *world) { w.addAt("192.0.2.2", acme+". TXT new") },
+		name:   "one server is dead",
+		rounds: 4, // that it makes slower
+		lines:  acme + ". TXT old",
+		set:    func(w *world) { w.server("192.0.2.1").hook = dead },
+		then:   func(w *world) { w.addAt("192.0.2.2", acme+". TXT new") },
 	}, {
 		name:  "one server refuses",
 		lines: acme + ". TXT old",
@@ -62,6 +69,17 @@ func TestAwait(t *testing.T) {
 			w.addAt("192.0.2.8", acme+". TXT new")
 			w.remove("example.com.", "NS")
 			w.add("example.com. NS ns8.example.com.")
+		},
+	}, {
+		name:   "zone moves, old servers go",
+		rounds: 4, // they are waited for
+		lines:  "192.0.2.8 example.com.\nns8.example.com. A 192.0.2.8",
+		then: func(w *world) {
+			w.addAt("192.0.2.8", acme+". TXT new")
+			w.remove("example.com.", "NS")
+			w.add("example.com. NS ns8.example.com.")
+			w.off("192.0.2.1")
+			w.off("192.0.2.2")
 		},
 	}, {
 		name:  "CNAME is made",
@@ -88,9 +106,9 @@ func TestAwait(t *testing.T) {
 				if test.set != nil {
 					test.set(w)
 				}
-				time.AfterFunc(6*time.Minute, func() { test.then(w) })
+				time.AfterFunc(later, func() { test.then(w) })
 				took, err := await(t, w.client())
-				from, to := 6*time.Minute, 6*time.Minute+5*time.Second*time.Duration(max(test.rounds, 1))+maxTries*queryTimeout
+				from, to := later, later+interval*time.Duration(max(test.rounds, 1))
 				if err != nil || took < from || took > to {
 					t.Errorf("Await = %v after %v, want nil after %v to %v", err, took, from, to)
 				}
@@ -138,6 +156,19 @@ func TestAwaitReport(t *testing.T) {
 		lines: acme + ". CNAME x.example.net.\nx.example.net. TXT a",
 		want:  `its CNAME leads to x.example.net: ns.example.net: "a"`,
 	}, {
+		name:  "CNAME, and a dead server",
+		lines: acme + ". CNAME x.example.net.\nx.example.net. TXT a",
+		set:   func(w *world) { w.server("192.0.2.1").hook = dead },
+		want:  `its CNAME leads to x.example.net: ns.example.net: "a"`,
+	}, {
+		name: "in order",
+		set: func(w *world) {
+			w.remove("example.com.", "NS")
+			w.add("example.com. NS ns2.example.com.")
+			w.add("example.com. NS ns1.example.com.")
+		},
+		want: "ns1.example.com: no such record; ns2.example.com: no such record",
+	}, {
 		name:  "CNAME at one server only",
 		lines: "x.example.net. TXT a",
 		set:   func(w *world) { w.addAt("192.0.2.2", acme+". CNAME x.example.net.") },
@@ -176,8 +207,8 @@ func TestAwaitReport(t *testing.T) {
 				if !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), want) {
 					t.Errorf("Await = %v\nwant %s", err, want)
 				}
-				if took != 10*time.Minute {
-					t.Errorf("Await took %v, want the 10m it had", took)
+				if took != patience {
+					t.Errorf("Await took %v, want the %v it had", took, patience)
 				}
 			})
 		})
@@ -193,7 +224,7 @@ func TestAwaitReportsLastWholeRound(t *testing.T) {
 		for _, addr := range []string{"192.0.2.1", "192.0.2.2"} {
 			w.server(addr).hook = func(string, *dnsmessage.Message) bool { return !silent.Load() }
 		}
-		time.AfterFunc(10*time.Minute-6*time.Second, func() { silent.Store(true) })
+		time.AfterFunc(patience-6*time.Second, func() { silent.Store(true) })
 		_, err := await(t, w.client())
 		if want := `ns1.example.com: "old"; ns2.example.com: "old"`; err == nil || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("Await = %v, want %s at its end", err, want)
@@ -232,8 +263,8 @@ func TestAwaitAsksServersOnly(t *testing.T) {
 		}
 		rounds := len(w.log("192.0.2.1"))
 		finds := len(w.log("resolver NS example.com."))
-		if want := 10 * 60 / 5; rounds != want {
-			t.Errorf("%d questions to a server in ten minutes, want %d", rounds, want)
+		if want := int(patience / interval); rounds != want {
+			t.Errorf("%d questions to a server, want %d", rounds, want)
 		}
 		if want := rounds / (1 + maxReuse); finds != want {
 			t.Errorf("%d searches for the servers in %d rounds, want %d", finds, rounds, want)
@@ -268,4 +299,27 @@ func TestAwaitManyServers(t *testing.T) {
 			t.Errorf("Await names %d servers, want %d: %v", got, maxServers, err)
 		}
 	})
+}
+
+func TestAgreed(t *testing.T) {
+	has := func(values ...string) sighting { return sighting{reply: reply{values: values}} }
+	down := sighting{err: errNoAnswer}
+	tests := []struct {
+		seen []sighting
+		want bool
+	}{
+		{nil, false},
+		{[]sighting{down}, false},
+		{[]sighting{has("new")}, true},
+		{[]sighting{has("old", "new"), has("new", "old")}, true},
+		{[]sighting{down, has("new")}, true},
+		{[]sighting{has("new"), has("old")}, false},
+		{[]sighting{has("new"), has()}, false},
+		{[]sighting{has("new"), {reply: reply{alias: "x."}}}, false},
+	}
+	for _, test := range tests {
+		if got := agreed(test.seen, "new"); got != test.want {
+			t.Errorf("agreed(%v) = %t, want %t", test.seen, got, test.want)
+		}
+	}
 }

@@ -132,6 +132,10 @@ func TestReply(t *testing.T) {
 			m.RCode, m.Authoritative = dnsmessage.RCodeNameError, true
 			m.Authorities = []dnsmessage.Resource{ns("example.com.")}
 		}, "no such record"},
+		{"NXDOMAIN with NS above", func(m *dnsmessage.Message) {
+			m.RCode, m.Authoritative = dnsmessage.RCodeNameError, true
+			m.Authorities = []dnsmessage.Resource{ns("com.")}
+		}, "no such record"},
 
 		{"referral", func(m *dnsmessage.Message) { m.Authorities = []dnsmessage.Resource{ns(own)} }, "a referral to the servers of " + acme},
 		{"referral to the zone itself", func(m *dnsmessage.Message) {

@@ -3,6 +3,8 @@ package txt
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -188,6 +190,9 @@ func TestAllServersDead(t *testing.T) {
 		w.server("192.0.2.1").hook = dead
 		w.server("192.0.2.2").hook = dead
 		lookupFails(t, w.client(), "no server of example.com tells", "ns1.example.com: no answer; ns2.example.com: no answer")
+		if got := w.log("resolver NS com."); len(got) > 0 {
+			t.Errorf("asked %q, where the servers are known", got)
+		}
 	})
 }
 
@@ -231,6 +236,9 @@ func TestServerOfTwoAddresses(t *testing.T) {
 		if took := time.Since(start); took != 0 {
 			t.Errorf("Lookup took %v, want no waiting for the dead address", took)
 		}
+		if w.late > 0 {
+			t.Errorf("%d connections made after the answer, want none", w.late)
+		}
 		w.server("2001:db8::1").hook = code(dnsmessage.RCodeServerFailure)
 		lookupFails(t, w.client(), "ns1.example.com: SERVFAIL; ns2.example.com: REFUSED")
 	})
@@ -267,6 +275,19 @@ func TestZeroClient(t *testing.T) {
 	}
 }
 
+func TestCanceledBefore(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dial := func(context.Context, string, string) (net.Conn, error) {
+		t.Error("a connection is made")
+		return nil, io.ErrUnexpectedEOF
+	}
+	c := &Client{Resolver: &net.Resolver{PreferGo: true, Dial: dial}}
+	if _, err := c.Lookup(ctx, acme); !errors.Is(err, context.Canceled) {
+		t.Errorf("Lookup = %v, want %v", err, context.Canceled)
+	}
+}
+
 // TestCancel ends the context while each of those that are asked keeps silent,
 // and nobody waits any longer.
 func TestCancel(t *testing.T) {
@@ -291,6 +312,9 @@ func TestCancel(t *testing.T) {
 				}
 				if took := time.Since(start); took != time.Second {
 					t.Errorf("Lookup took %v, want the second until it was canceled", took)
+				}
+				if w.late > 0 {
+					t.Errorf("%d connections made after the end, want none", w.late)
 				}
 			})
 		})

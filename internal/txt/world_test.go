@@ -39,6 +39,8 @@ type world struct {
 	down    bool            // whether the recursive server is
 	silent  string          // a name of which it says nothing
 	asked   []string        // each question, as note has it
+	dials   int             // to name servers
+	late    int             // of these, with a context that had ended
 }
 
 // A record is a line of a zone: "example.com. NS ns.example.net.".
@@ -49,6 +51,7 @@ type record struct{ name, typ, data string }
 type nameServer struct {
 	zones []string
 	own   []record
+	off   bool
 
 	// hook sees each response before it is sent, if set, and may change it. If it
 	// returns false, nothing is sent.
@@ -102,6 +105,13 @@ func (w *world) addAt(addr, line string) {
 	srv.own = append(srv.own, parseRecord(line))
 }
 
+// off turns the server at addr off.
+func (w *world) off(addr string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.server(addr).off = true
+}
+
 // remove removes all records of the name and type.
 func (w *world) remove(name, typ string) {
 	w.mu.Lock()
@@ -114,7 +124,15 @@ func (w *world) client() *Client {
 	return &Client{Resolver: &net.Resolver{PreferGo: true, Dial: w.dial}}
 }
 
-func (w *world) dial(_ context.Context, network, address string) (net.Conn, error) {
+func (w *world) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	w.mu.Lock()
+	if w.servers[netip.MustParseAddrPort(address).Addr()] != nil {
+		w.dials++
+		if ctx.Err() != nil {
+			w.late++
+		}
+	}
+	w.mu.Unlock()
 	conn, served := net.Pipe()
 	go w.serveStream(served, network, address)
 	return conn, nil
@@ -247,7 +265,7 @@ func (w *world) serve(network, address string, msg []byte) [][]byte {
 	} else {
 		w.answer(srv, name, &m)
 	}
-	lost := srv == nil && (w.down || w.silent == name)
+	lost := srv == nil && (w.down || w.silent == name) || srv != nil && srv.off
 	w.mu.Unlock()
 	if lost {
 		return nil

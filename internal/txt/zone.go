@@ -125,8 +125,8 @@ func (a *asker) find(ctx context.Context, name string) (trail, error) {
 	return trail{}, errors.New(strings.Join(failures, "; "))
 }
 
-// lookupNS returns the hosts that the resolver has as servers of a zone, and no
-// error if it has none.
+// lookupNS returns the hosts that the resolver has as servers of a zone, with an
+// error if some records are unfit, but none if there are no records.
 func (a *asker) lookupNS(ctx context.Context, zone string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -135,8 +135,7 @@ func (a *asker) lookupNS(ctx context.Context, zone string) ([]string, error) {
 	for _, ns := range records {
 		hosts = append(hosts, fold(display(ns.Host))+".")
 	}
-	// Some records may be fine where others are not.
-	if dns, ok := errors.AsType[*net.DNSError](err); len(hosts) > 0 || ok && dns.IsNotFound {
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {
 		err = nil
 	}
 	return hosts, err

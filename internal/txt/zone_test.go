@@ -95,8 +95,8 @@ func TestReferral(t *testing.T) {
 			w := newWorld(t, below)
 			test.set(w)
 			lookup(t, w.client(), "a")
-			if len(w.log("192.0.2.3")) == 0 {
-				t.Error("the zone's own server was not asked")
+			if got := len(w.log("192.0.2.3")); got != 1 {
+				t.Errorf("%d questions to the zone's own server, want 1", got)
 			}
 		})
 	}
@@ -129,6 +129,61 @@ func TestReferralsJoin(t *testing.T) {
 		return true
 	}
 	lookup(t, w.client(), "four", "three")
+}
+
+// TestReferralStray has a server that answers for the zone below, too, and has
+// it wrong.
+func TestReferralStray(t *testing.T) {
+	w := newWorld(t, plain+`
+		192.0.2.3 `+acme+`.
+		`+acme+`. NS ns3.example.net.
+		ns3.example.net. A 192.0.2.3
+		`+acme+`. TXT a`)
+	w.hidden[acme+"."] = true
+	w.server("192.0.2.2").zones = append(w.server("192.0.2.2").zones, acme+".")
+	w.addAt("192.0.2.2", acme+". TXT b")
+	lookup(t, w.client(), "a", "b")
+}
+
+// TestReferralsDiffer has servers that refer to different zones. One way is
+// gone, the first.
+func TestReferralsDiffer(t *testing.T) {
+	w := newWorld(t, plain+`
+		192.0.2.3 www.example.com.
+		192.0.2.4 `+host+`.
+		www.example.com. NS ns3.example.net.
+		ns3.example.net. A 192.0.2.3
+		ns4.example.net. A 192.0.2.4
+		`+host+`. TXT a`)
+	w.hidden["www.example.com."] = true
+	w.server("192.0.2.2").hook = func(_ string, m *dnsmessage.Message) bool {
+		m.Authorities = []dnsmessage.Resource{resource(host + ". NS ns4.example.net.")}
+		return true
+	}
+	got, err := w.client().Lookup(limit(t), host)
+	if !slices.Equal(got, []string{"a"}) || err != nil {
+		t.Errorf("Lookup = %q, %v, want a", got, err)
+	}
+	if asked := w.log("192.0.2.4"); len(asked) > 0 {
+		t.Errorf("asked %q as a server of www.example.com", asked)
+	}
+}
+
+// TestUnfitServer has a server's name that is none, as the resolver and as a
+// referral tell it.
+func TestUnfitServer(t *testing.T) {
+	const odd = "a\nb.example.net."
+	w := newWorld(t, plain+acme+". TXT a")
+	w.records = append(w.records, record{"example.com.", "NS", odd})
+	lookup(t, w.client(), "a")
+
+	w = newWorld(t, plain+"192.0.2.3 x.\n"+acme+". NS ns3.example.net.\nns3.example.net. A 192.0.2.3")
+	w.records = append(w.records, record{acme + ".", "NS", odd})
+	w.hidden[acme+"."] = true
+	_, err := w.client().Lookup(limit(t), acme)
+	if err == nil || strings.Contains(err.Error(), "b.example.net") {
+		t.Errorf("Lookup = %v, want an error that does not repeat %q", err, odd)
+	}
 }
 
 func TestReferralToDeadServers(t *testing.T) {
