@@ -54,6 +54,9 @@ func newAsker(r *net.Resolver) *asker {
 	// A connection ends with the context that it was made for. The resolver has
 	// only an eye on the deadline, and would keep a caller that gave up waiting.
 	bound := func(ctx context.Context, network, address string) (net.Conn, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		conn, err := dial(ctx, network, address)
 		if err == nil {
 			context.AfterFunc(ctx, func() { conn.Close() })
@@ -135,9 +138,6 @@ func (a *asker) askAddr(ctx context.Context, addr netip.Addr, zone, name string)
 			}
 		}
 		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
 	}
 	return reply{}, worst(errs)
 }
