@@ -15,38 +15,48 @@ import (
 )
 
 // Clients' certificates are demanded of clients alone: the CA, which has none,
-// validates, and who has none is refused.
+// validates, and who has none is refused. In TLS 1.2 a demand ends the
+// handshake; in TLS 1.3 a client that only looks does not notice.
 func TestServerDemandsClientCertificates(t *testing.T) {
 	t.Parallel()
-	const host = "a.example.com"
 	r := newRig(t, pebble.Config{})
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			r.in(t).checkClientCertificates(version)
+		})
+	}
+}
+
+func (r *rig) checkClientCertificates(version uint16) {
+	const host = "a.example.com"
 	m, _ := r.manager()
 	m.SetHosts([]string{host})
-	member, stranger := selfSigned(t), selfSigned(t)
+	member, stranger := selfSigned(r.t), selfSigned(r.t)
 	config := m.TLSConfig()
+	config.MaxVersion = version
 	config.ClientAuth = tls.RequireAndVerifyClientCert
 	config.ClientCAs = x509.NewCertPool()
 	config.ClientCAs.AddCert(member.Leaf)
 	s := &http.Server{Addr: r.tlsAddr(), Handler: m.Handler, TLSConfig: config}
-	serveHTTP(t, s, func() error { return s.ListenAndServeTLS("", "") })
+	serveHTTP(r.t, s, func() error { return s.ListenAndServeTLS("", "") })
 	for range 2 { // the second time with a certificate to serve
-		if err := m.Renew(t.Context(), host); err != nil {
-			t.Fatal(err)
+		if err := m.Renew(r.t.Context(), host); err != nil {
+			r.t.Fatal(err)
 		}
 	}
 	if got := m.Status(host)[0].Challenge; got != "tls-alpn-01" {
-		t.Errorf("passed %s, want tls-alpn-01", got)
+		r.t.Errorf("passed %s, want tls-alpn-01", got)
 	}
 	c := r.call(host)
-	refused(t, c)
+	refused(r.t, c)
 	c.cert = &stranger
-	refused(t, c)
+	refused(r.t, c)
 	c.cert = &member
-	answered(t, c)
+	answered(r.t, c)
 	// What a validation is excused from a client does not get by posing as one.
 	if conn, err := tls.Dial("tcp", r.tlsAddr(), &tls.Config{ServerName: host, NextProtos: []string{acme.ALPNProto}, InsecureSkipVerify: true}); err == nil {
 		conn.Close()
-		t.Error("a client that poses as a validation is served")
+		r.t.Error("a client that poses as a validation is served")
 	}
 }
 
