@@ -26,8 +26,8 @@ import (
 // TestREADME type-checks every block of Go in README.md against the packages as
 // they are. A block is a file if it begins with a package clause; else it is a
 // list of declarations or of statements, to which the imports that it needs and
-// a few variables are given. A block whose first line is "// module: store/etcd"
-// is for that nested module to compile.
+// a few variables are given. A block that imports what the root module does not
+// have is for module internal/compat to compile.
 func TestREADME(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(root, "README.md"))
 	if err != nil {
@@ -42,7 +42,7 @@ func TestREADME(t *testing.T) {
 // importing them.
 var imports = byName(
 	"context", "crypto", "crypto/ecdsa", "crypto/elliptic", "crypto/rand", "crypto/rsa", "crypto/tls", "crypto/x509",
-	"errors", "fmt", "io", "log", "log/slog", "net", "net/http", "os", "os/signal", "strings", "sync", "syscall", "time",
+	"encoding/base64", "encoding/json", "errors", "fmt", "hash/crc32", "io", "log", "log/slog", "net", "net/http", "os", "os/signal", "strings", "sync", "syscall", "time",
 	"golang.org/x/crypto/acme", "golang.org/x/time/rate",
 	module, module+"/store/dir",
 )
@@ -57,9 +57,11 @@ func byName(paths ...string) map[string]string {
 
 // variables are those that a block may use without declaring them.
 var variables = map[string]string{
-	"m":   "*letsencrypt.Manager",
-	"ctx": "context.Context",
-	"mux": "*http.ServeMux",
+	"m":        "*letsencrypt.Manager",
+	"ctx":      "context.Context",
+	"mux":      "*http.ServeMux",
+	"internal": "*http.Client",
+	"account":  "func(state, directory string) (*acme.Client, error)",
 }
 
 // checkMarkdown returns what is wrong with the Go code in a Markdown text.
@@ -70,7 +72,7 @@ func checkMarkdown(name, text string) []error {
 	}
 	c := checker{name: name, fset: token.NewFileSet()}
 	for _, b := range blocks {
-		if !strings.HasPrefix(b.code, "// module: ") {
+		if !strings.Contains(b.code, `"github.com/`) {
 			c.parse(b)
 		}
 	}
@@ -257,7 +259,7 @@ func TestMarkdownChecker(t *testing.T) {
 		{"var m letsencrypt.Manager\nm.Nothing()\n", "README.md:5:3: m.Nothing undefined"},
 		{"for {\n", "README.md:"},
 
-		{"// module: store/etcd\nwhatever\n", ""},
+		{"import \"github.com/someone/something\"\n\nwhatever\n", ""},
 	}
 	for _, tt := range tests {
 		errs := checkMarkdown("README.md", "Text.\n\n```go\n"+tt.code+"```\n")
