@@ -288,3 +288,25 @@ func collect(err error, details *[]string) {
 		}
 	}
 }
+
+// Two entries may be one CA, under two of its profiles: what the one is refused
+// the other gets, with the same account.
+func TestSameCAUnderAnotherProfile(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, pebble.Config{Profiles: lives})
+	m, told := r.manager()
+	m.CAs = []letsencrypt.CA{r.ca(), r.ca()}
+	m.CAs[0].Profile, m.CAs[1].Profile = "not there yet", "tlsserver"
+	cacheFile(t, m)
+	r.serve(m)
+	for _, host := range hosts(3) {
+		r.issues(m, told, host)
+		r.checkProfile(m, host, "tlsserver")
+	}
+	if n := r.Accounts(); n != 1 {
+		t.Errorf("%d accounts, want 1", n)
+	}
+	if paused := told.of(letsencrypt.EventPaused, ""); len(paused) > 0 {
+		t.Errorf("events %+v, want no pause: the CA works", paused)
+	}
+}

@@ -78,7 +78,7 @@ func TestRedirect(t *testing.T) {
 		{"HEAD /", "a.example.com", 302, "https://a.example.com/"},
 		{"POST /form", "a.example.com", 307, "https://a.example.com/form"},
 		{"PUT /", "a.example.com", 307, "https://a.example.com/"},
-		{"GET /", "x.w.example.com", 404, ""}, // no wildcard can be obtained
+		{"GET /", "x.w.example.com", 302, "https://x.w.example.com/"},
 		{"GET /", "192.0.2.1", 302, "https://192.0.2.1/"},
 		{"GET /", "[2001:db8::1]", 302, "https://[2001:db8::1]/"},
 		{"GET /", "[2001:DB8:0::1]", 302, "https://[2001:db8::1]/"},

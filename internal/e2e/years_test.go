@@ -420,3 +420,36 @@ func TestChangedProfileIsHadInTime(t *testing.T) {
 		told.noneDied()
 	})
 }
+
+// A CA that is no longer among those to ask is not asked, its certificates are
+// served, and another replaces them when they are due.
+func TestCATakenAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		first.ARI, second.ARI = catest.SuggestedWindow, catest.SuggestedWindow
+		m, _ := customerOf(t, first)
+		issuer(t, m, newHost, first)
+		shutdown(t, m)
+
+		again, told := customerOf(t, second)
+		if err := again.Unmarshal(m.Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		if again.Registered() {
+			t.Error("Registered() = true at a CA that was never asked")
+		}
+		asked := len(first.Requests())
+		issuer(t, again, newHost, first)
+		for begin := time.Now(); time.Since(begin) < 70*day; pass(day) {
+			alive(t, again, newHost, 25*day)
+		}
+		issuer(t, again, newHost, second)
+		if orders := second.Orders(); len(orders) != 1 || orders[0].Replaces != "" {
+			t.Errorf("orders %+v, want one that replaces none of another CA's", orders)
+		}
+		if n := len(first.Requests()) - asked; n > 0 {
+			t.Errorf("%d requests to the CA that was taken away", n)
+		}
+		told.noneDied()
+	})
+}
