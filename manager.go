@@ -30,8 +30,9 @@
 // The name must lead to the machine that this runs on, and the CA must reach
 // it there at port 443 or port 80: at the one it makes a TLS connection, which
 // GetCertificate answers (tls-alpn-01), at the other an HTTP request, which
-// HTTPHandler answers (http-01). Each host has a certificate of its own, so
-// that one whose DNS is wrong harms no other.
+// HTTPHandler answers (http-01). With DNS, which sets TXT records by way of a DNS
+// provider (dns-01), it need reach neither. Each host has a certificate of its
+// own, so that one whose DNS is wrong harms no other.
 //
 // # Registration
 //
@@ -49,6 +50,10 @@
 // within NewHostLimit. That is for trying things out: anybody can have any
 // number of names lead here. SetHosts lists the hosts that may have one, and
 // Allow decides, when a client asks, about those that are not on the list.
+//
+// A wildcard on the list, *.example.com, serves all names with one more label. It
+// needs DNS or, where the CA offers that, a record that a person sets once
+// (dns-persist-01); Status then says which. An IP address may be listed, too.
 //
 // Names are compared in lower case, without a trailing dot and in Punycode. A
 // client that names no host gets the certificate of the address it reached, if
@@ -87,7 +92,11 @@
 // ten days or less, or when the CA suggests it (RFC 9773), in the background
 // and while the old one is served. That is done for hosts on the list, for
 // those named to Manage, and for others if a client asked for them since the
-// last time and they are still allowed. Renew replaces a certificate at once.
+// last time and they are still allowed. Renew replaces a certificate at once,
+// and Revoke does and has the CA revoke the old one.
+//
+// A certificate that names an OCSP responder is served with a response of that,
+// the program's own included, and replaced if it was revoked.
 //
 // OnEvent and Logger are told how it goes, and Status tells it of any host, with
 // the CA's own words where something failed.

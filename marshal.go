@@ -337,6 +337,9 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 		return m.laterLocked(r)
 	case kindAccount:
 		return m.accounts[r.Name()].URL == ""
+	case kindRevoked:
+		var rec revokedRecord
+		return r.Deleted() || json.Unmarshal([]byte(r.JSON()), &rec) == nil && time.Now().Unix() <= rec.Until
 	}
 	return true
 }
@@ -775,7 +778,9 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	}
 	s := newStapled(h, a, cert, rec.Stapled)
 	if certs.MustStaple(c.Leaf) {
-		if resp, err := m.fetchStaple(s); err == nil && !resp.Revoked {
+		ctx, cancel := context.WithTimeout(m.ctx, stapleWait)
+		defer cancel()
+		if resp, err := m.fetchStaple(ctx, s); err == nil && !resp.Revoked {
 			s.take(resp) // else it is tried again, and reported
 		}
 	}
@@ -821,11 +826,14 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	if h.next != nil { // the old one waits still, and its predecessor is served
 		until = h.next.until
 	}
-	if h.next = nil; s.last == nil && old != nil && now.Before(until) {
-		h.next, s.until = s, until
+	wait := s.last == nil && old != nil && now.Before(until)
+	if wait {
 		serve = cmp.Or(h.leaf.Load(), old)
 	}
 	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), serve)
+	if wait {
+		h.next, s.until = s, until
+	}
 	h.asked.Store(false)
 	h.since, h.poll = now, now.UnixNano()
 	m.newest = max(m.newest, h.notBefore)
@@ -839,7 +847,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 // hold notes a new certificate. A nil leaf is read from the state when the
 // first client asks for it.
 func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
-	h.notBefore, h.notAfter, h.dead, h.revoked = notBefore, notAfter, false, false
+	h.notBefore, h.notAfter, h.dead, h.revoked, h.next = notBefore, notAfter, false, false, nil
 	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), mathrand.Float64()).UnixNano()
 	h.leaf.Store(leaf)
 }

@@ -42,8 +42,9 @@ const (
 
 	backoffFirst = time.Minute // after a host's first failure; doubles
 	backoffMost  = 24 * time.Hour
-	revokeFirst  = time.Second // after a CA's first failure to revoke; doubles
-	stapleFirst  = time.Minute // after an OCSP responder's first failure; doubles
+	revokeFirst  = time.Second      // after a CA's first failure to revoke; doubles
+	stapleWait   = 15 * time.Second // for the first staple of a certificate that needs one
+	stapleFirst  = time.Minute      // after an OCSP responder's first failure; doubles
 	stapleMost   = time.Hour
 	pauseFirst   = time.Minute // after a CA's first failure; doubles
 	pauseMost    = time.Hour

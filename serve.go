@@ -806,7 +806,7 @@ func (m *Manager) seeToStapleLocked(s *stapled, now time.Time) {
 
 // refresh asks for a new staple and puts it in place.
 func (m *Manager) refresh(s *stapled) {
-	resp, err := m.fetchStaple(s)
+	resp, err := m.fetchStaple(m.ctx, s)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.staplings--
@@ -838,7 +838,7 @@ func (m *Manager) refresh(s *stapled) {
 
 // fetchStaple returns what the responder says of a certificate or, the first
 // time, what it said before we were restarted.
-func (m *Manager) fetchStaple(s *stapled) (*staple.Response, error) {
+func (m *Manager) fetchStaple(ctx context.Context, s *stapled) (*staple.Response, error) {
 	if resp := m.keptStaple(s); resp != nil {
 		return resp, nil
 	}
@@ -846,7 +846,7 @@ func (m *Manager) fetchStaple(s *stapled) (*staple.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := staple.Fetch(m.ctx, s.client, leaf, issuer)
+	resp, err := staple.Fetch(ctx, s.client, leaf, issuer)
 	if err == nil && !resp.Revoked && !resp.Fresh(time.Now()) {
 		err = errors.New("the responder does not say until when its answer holds")
 	}
