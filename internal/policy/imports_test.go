@@ -105,6 +105,7 @@ func TestPolicy(t *testing.T) {
 		{"nested/etcd", "internal/journal"},
 		{"nested/etcd", "nested/other"},
 		{"nested/etcd_test", "+ internal/pebble"},
+		{"nested/etcd_test", "+ nested/other"},
 	}
 	for _, tt := range tests {
 		src := source{name: "x.go"}
@@ -164,10 +165,9 @@ func (p policy) allows(from source, to string) bool {
 
 // nestedAllows judges the imports of nested modules: what they were made for,
 // and of ours the root alone, as if they were somebody else's. Their tests may
-// use what ours do.
+// use all that is ours: nobody inherits that.
 func nestedAllows(from source, to string) bool {
-	return !isOurs(to) || to == module || within(from.nested, to) ||
-		from.isTest() && within(importPath("internal"), to)
+	return !isOurs(to) || to == module || within(from.nested, to) || from.isTest()
 }
 
 func match(patterns []string, to string) bool {
