@@ -158,8 +158,10 @@ func TestNoEDNS(t *testing.T) {
 				asked := w.log("192.0.2.1")
 				return !strings.HasSuffix(asked[len(asked)-1], "EDNS0") || hook(network, m)
 			}
-			t.Log(name)
 			lookup(t, w.packetClient(), "a")
+			if got := w.log("192.0.2.1"); len(got) != 2 || !strings.HasSuffix(got[0], "EDNS0") {
+				t.Errorf("%s: questions are %q, want one with EDNS0 and one without", name, got)
+			}
 		})
 	}
 }

@@ -51,7 +51,8 @@ type Client struct {
 	// Resolver finds name servers and their addresses; nil means
 	// net.DefaultResolver. If it has a Dial, the questions to those servers go
 	// through it as well, each to port 53 of an address. It may lead them all to
-	// one recursive server, whose answers then count as the zone's own.
+	// one recursive server, whose answers then count as the zone's own. Without
+	// PreferGo some systems look up addresses without it.
 	Resolver *net.Resolver
 }
 

@@ -283,8 +283,9 @@ func TestCanceledBefore(t *testing.T) {
 		return nil, io.ErrUnexpectedEOF
 	}
 	c := &Client{Resolver: &net.Resolver{PreferGo: true, Dial: dial}}
-	if _, err := c.Lookup(ctx, acme); !errors.Is(err, context.Canceled) {
-		t.Errorf("Lookup = %v, want %v", err, context.Canceled)
+	_, err := c.Lookup(ctx, acme)
+	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "lookup example.com.") {
+		t.Errorf("Lookup = %v, want %v and nothing of look-ups that were not made", err, context.Canceled)
 	}
 }
 
