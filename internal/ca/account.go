@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -41,7 +40,13 @@ type Account struct {
 	mu     sync.Mutex // guards the fields below; held for memory only
 	client *Client    // nil while there is none
 	reader *Client    // without an account
-	agreed time.Time  // when terms that had changed were last agreed to
+	terms  outcome    // of the last terms that had changed
+}
+
+// An outcome is what came of an attempt, and when.
+type outcome struct {
+	at  time.Time
+	err error
 }
 
 // A turn is a mutex whose waiters can leave.
@@ -162,34 +167,41 @@ func (a *Account) Forget(c *Client) error {
 }
 
 // Agree puts terms of service that have changed to ask, which is given their
-// URL and returns an error if they are not agreed to, and tells the CA. It does
-// neither if that was done for another after the time since.
+// URL and returns an error if they are not agreed to, and tells the CA. If that
+// was tried for another after the time since, the outcome is the same.
 func (a *Account) Agree(ctx context.Context, c *Client, url string, since time.Time, ask func(url string) error) error {
-	const step = "agreeing to new terms of service"
 	release, err := a.turn.take(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
 	a.mu.Lock()
-	agreed := a.agreed
+	last := a.terms
 	a.mu.Unlock()
-	if agreed.After(since) {
-		return nil
+	if last.at.After(since) {
+		return last.err
 	}
-	if d, err := c.readDirectory(ctx); err == nil {
-		url = cmp.Or(url, d.Meta.Terms)
+	err = c.askAndAgree(ctx, url, ask)
+	if ctx.Err() == nil { // else it is no outcome for others
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.terms = outcome{time.Now(), err}
+	}
+	return err
+}
+
+func (c *Client) askAndAgree(ctx context.Context, url string, ask func(url string) error) error {
+	if url == "" {
+		d, err := c.readDirectory(ctx) // the one we have is from before the change
+		if err != nil {
+			return err
+		}
+		url = d.Meta.Terms
 	}
 	if err := ask(url); err != nil {
-		return &Failure{Class: Terms, Step: step, Action: url, Err: err}
+		return &Failure{Class: Terms, Step: "agreeing to new terms of service", Action: url, Err: err}
 	}
-	if err := c.agree(ctx); err != nil {
-		return err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.agreed = time.Now()
-	return nil
+	return c.agree(ctx)
 }
 
 // Reset has what is kept loaded again: it was changed.

@@ -208,6 +208,9 @@ func (c *Client) Register(ctx context.Context, contact []string, eab *acme.Exter
 	if d.Meta.EABRequired && eab == nil {
 		return "", &Failure{Class: Refused, Step: "making the account", Err: errors.New("the CA makes accounts for its customers only: set CA.EAB to the key ID and MAC key it gave you")}
 	}
+	if eab != nil && (eab.KID == "" || len(eab.Key) == 0) {
+		return "", &Failure{Class: Refused, Step: "making the account", Err: errors.New("CA.EAB lacks the key ID or the MAC key")}
+	}
 	a := c.acme()
 	_, err = a.Register(ctx, &acme.Account{Contact: contact, ExternalAccountBinding: eab}, acme.AcceptTOS)
 	if err != nil && !errors.Is(err, acme.ErrAccountAlreadyExists) {

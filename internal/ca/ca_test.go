@@ -111,6 +111,94 @@ func TestRegisterEAB(t *testing.T) {
 	})
 }
 
+// What a CA says of a binding that it does not take is told in its own words,
+// with the key ID to look for, and never the MAC key.
+func TestRegisterEABRefused(t *testing.T) {
+	good := &acme.ExternalAccountBinding{KID: "customer 7", Key: []byte("a very secret key of 32 bytes...")}
+	tests := []struct {
+		name  string
+		eab   acme.ExternalAccountBinding
+		words string // the CA's; "" if it is not asked
+	}{
+		{"wrong key", acme.ExternalAccountBinding{KID: good.KID, Key: []byte("another secret")}, "wrong MAC"},
+		{"unknown key ID", acme.ExternalAccountBinding{KID: "customer 8", Key: good.Key}, "unknown key id"},
+		{"spent", *good, "used before"},
+		{"no key", acme.ExternalAccountBinding{KID: good.KID}, ""},
+		{"no key ID", acme.ExternalAccountBinding{Key: good.Key}, ""},
+	}
+	wanted := func(c *catest.Config) { c.EAB, c.EABOnce = map[string][]byte{good.KID: good.Key}, true }
+	for _, test := range tests {
+		inNewWorld(t, wanted, func(t *testing.T, w *world) {
+			first := New(w.ca.Directory(), w.ca.Client(), newKey(t), "")
+			if _, err := first.Register(t.Context(), nil, good, false); err != nil {
+				t.Fatal(err)
+			}
+			w.asked()
+			_, err := w.client.Register(t.Context(), nil, &test.eab, false)
+			f, ok := errors.AsType[*Failure](err)
+			if !ok || f.Class != Refused || !strings.HasPrefix(err.Error(), "making the account: ") || !strings.Contains(err.Error(), "CA.EAB") {
+				t.Fatalf("%s: Register = %v, want a refusal that says what to mend", test.name, err)
+			}
+			if strings.Contains(err.Error(), "secret") || w.client.KID() != "" {
+				t.Errorf("%s: %v has the MAC key, or there is an account", test.name, err)
+			}
+			if test.words == "" {
+				if got := w.asked(); got != "directory" {
+					t.Errorf("%s: the CA was asked for %s, want directory", test.name, got)
+				}
+				return
+			}
+			if !strings.Contains(err.Error(), test.words) || !strings.Contains(err.Error(), `"`+test.eab.KID+`"`) {
+				t.Errorf("%s: Register = %v, want %q and the key ID %q in it", test.name, err, test.words, test.eab.KID)
+			}
+			if e, ok := errors.AsType[*acme.Error](err); !ok || e.StatusCode != 403 || !strings.HasSuffix(e.ProblemType, ":unauthorized") {
+				t.Errorf("%s: Register = %v, which is no *acme.Error", test.name, err)
+			}
+		})
+	}
+}
+
+// A binding that is good for one account is not spent on one that exists: not
+// when its URL was lost, not when the CA is asked again.
+func TestAccountEABOnce(t *testing.T) {
+	inAccount(t, func(t *testing.T, ca *catest.CA, a *Account, l *ledger) {
+		eab := &acme.ExternalAccountBinding{KID: "customer 7", Key: []byte("a very secret key of 32 bytes...")}
+		ca.EAB, ca.EABOnce = map[string][]byte{eab.KID: eab.Key}, true
+		a.EAB = eab
+		wire := tap(a)
+		bindings := func() (n int) {
+			for _, line := range wire.sent {
+				n += strings.Count(line, "externalAccountBinding")
+			}
+			return n
+		}
+		l.fail = func(c Credentials) error {
+			if c.URL != "" {
+				return errors.New("crash")
+			}
+			return nil
+		}
+		if _, err := a.Client(t.Context()); err == nil || bindings() != 1 {
+			t.Fatalf("Client = %v after %d bindings, want a crash after one", err, bindings())
+		}
+		l.fail = nil
+		c := mustClient(t, a)
+		if err := a.Forget(c); err != nil { // by mistake: the CA knows it well
+			t.Fatal(err)
+		}
+		again := mustClient(t, a)
+		if err := again.Update(t.Context(), nil); err != nil {
+			t.Error(err)
+		}
+		if err := a.Agree(t.Context(), again, "https://ca.test/terms", time.Now(), func(string) error { return nil }); err != nil {
+			t.Error(err)
+		}
+		if n := bindings(); n != 1 || c.KID() != again.KID() || len(ca.Accounts()) != 1 {
+			t.Errorf("%d bindings sent, %d accounts, want one of each; sent %q", n, len(ca.Accounts()), wire.sent)
+		}
+	})
+}
+
 func TestRegisterFails(t *testing.T) {
 	tests := []struct {
 		name     string

@@ -148,7 +148,7 @@ func TestParseProblem(t *testing.T) {
 
 func TestClassString(t *testing.T) {
 	seen := make(map[string]bool)
-	for c := Ours; c <= NoAccount; c++ {
+	for c := Ours; c <= Unset; c++ {
 		if seen[c.String()] || c.String() == "" {
 			t.Errorf("Class %d is %q, which is not its own", c, c)
 		}

@@ -96,13 +96,14 @@ func FuzzProblem(f *testing.F) {
 	f.Add(429, `{"type":"urn:ietf:params:acme:error:rateLimited","detail":"see https://ca.test/."}`, "")
 	f.Add(503, `<html>`, "60")
 	f.Add(400, `{"type":":","subproblems":[{}]}`, "")
+	f.Add(403, `{"type":"urn:ietf:params:acme:error:userActionRequired","instance":"https://ca.test/agree"}`, "")
 	f.Fuzz(func(t *testing.T, status int, body, retry string) {
 		ex := &exchange{status: status, header: http.Header{"Retry-After": {retry}}, body: []byte(body)}
 		got := fail("asking", ex.problem()).(*Failure)
-		if got.Error() == "" || got.Class < Ours || got.Class > NoAccount || got.Retry < 0 {
+		if got.Error() == "" || got.Class < Ours || got.Class > Unset || got.Retry < 0 {
 			t.Errorf("%d %q: %+v", status, body, got)
 		}
-		if (got.Class == Paused) != (got.Action != "") || !strings.HasPrefix(got.Action+"https://", "https://") {
+		if got.Class != Terms && ((got.Class == Paused) != (got.Action != "") || !strings.HasPrefix(got.Action+"https://", "https://")) {
 			t.Errorf("%d %q: class %v with action %q", status, body, got.Class, got.Action)
 		}
 		parseProblem([]byte(body))

@@ -288,10 +288,18 @@ func (r *run) make(ctx context.Context) error {
 }
 
 // unwanted reports whether err may be about an order's "replaces". A limit is
-// not, and neither is a 502 or 503: nobody has read the order yet.
+// not, and neither is a 502 or 503, nor what is wrong with our account: nobody
+// has read the order yet.
 func unwanted(err error) bool {
 	e, ok := errors.AsType[*acme.Error](err)
-	return ok && classOf(e) != Limited && e.StatusCode != http.StatusTooManyRequests && e.StatusCode <= http.StatusInternalServerError
+	if !ok || e.StatusCode == http.StatusTooManyRequests || e.StatusCode > http.StatusInternalServerError {
+		return false
+	}
+	switch classOf(e) {
+	case Limited, NoAccount, Terms:
+		return false
+	}
+	return true
 }
 
 func (r *run) newOrder(ctx context.Context, d *Directory, replaces string) error {
@@ -362,15 +370,14 @@ func (r *run) accept(ctx context.Context, url string) error {
 	}
 	ans := r.answers[url]
 	if ans == nil {
-		if running := r.clock.stop(); running {
-			ans, err = r.Solve(ctx, a, r.arrived)
-			r.clock.resume()
+		if !r.clock.stop() {
+			<-ctx.Done() // any moment now
+			return context.Cause(ctx)
 		}
+		ans, err = r.Solve(ctx, a, r.arrived)
+		r.clock.resume()
 		if err != nil {
 			return failOurs("setting up the answer", err)
-		}
-		if ans == nil {
-			return context.Cause(ctx)
 		}
 		r.answers[url] = ans
 	}
@@ -489,7 +496,11 @@ func (r *run) finalize(ctx context.Context) error {
 		CSR string `json:"csr"`
 	}{base64.RawURLEncoding.EncodeToString(csr)})
 	if err != nil {
-		return fail("finalizing the order", err)
+		err = fail("finalizing the order", err)
+		if f := err.(*Failure); r.MustStaple && f.Class == Policy {
+			f.Err = fmt.Errorf("%w; the request was for a must-staple certificate (RFC 7633), which many CAs do not issue", f.Err)
+		}
+		return err
 	}
 	r.seen, r.pace = true, quietTime // issuance takes a CA a moment, like a validation seen
 	if err := r.note(ex, "finalizing the order"); err != nil {
@@ -570,9 +581,11 @@ func (r *run) fetch(ctx context.Context, url string) (chain [][]byte, alternates
 func links(h http.Header, rel string) []string {
 	var urls []string
 	for _, v := range h.Values("Link") {
-		for l := range strings.SplitSeq(v, ",") {
-			target, params, _ := strings.Cut(strings.TrimSpace(l), ">")
-			if url, ok := strings.CutPrefix(target, "<"); ok && strings.Contains(strings.ReplaceAll(params, `"`, "")+";", "rel="+rel+";") {
+		_, v, _ = strings.Cut(v, "<")
+		for l := range strings.SplitSeq(v, "<") { // a comma may be part of a URL
+			url, params, ok := strings.Cut(l, ">")
+			params = strings.ReplaceAll(strings.TrimRight(params, ", "), `"`, "") + ";"
+			if ok && strings.Contains(params, "rel="+rel+";") {
 				urls = append(urls, url)
 			}
 		}

@@ -409,7 +409,8 @@ func mustID(t *testing.T, issued []*x509.Certificate) string {
 	return id
 }
 
-// A limit or a CA that is away has nothing to do with "replaces".
+// A limit, a CA that is away and what is wrong with our account have nothing to
+// do with "replaces".
 func TestReplacesNotRefused(t *testing.T) {
 	for _, e := range []catest.Error{
 		{Status: 429, Type: "rateLimited", RetryAfter: "3600"},
@@ -417,6 +418,8 @@ func TestReplacesNotRefused(t *testing.T) {
 		{Status: 429},
 		{Status: 503},
 		{Status: 503, Type: "serverInternal", RetryAfter: "3600"},
+		{Status: 403, Type: "userActionRequired"},
+		{Status: 400, Type: "accountDoesNotExist"},
 	} {
 		inWorld(t, func(c *catest.Config) { c.ARI = catest.SuggestedWindow }, func(t *testing.T, w *world) {
 			w.ca.Change(func(c *catest.Config) { c.RefuseReplaces = func(string) *catest.Error { return &e } })

@@ -410,6 +410,9 @@ func TestLinks(t *testing.T) {
 		{"<https://ca.test/1>;rel=\"alternate\"\n<https://ca.test/2>;rel=\"alternate\"", "https://ca.test/1 https://ca.test/2"},
 		{`https://ca.test/1;rel="alternate"`, ""},
 		{`<https://ca.test/1`, ""},
+		{`https://ca.test/1>;rel="alternate"`, ""},
+		{`<https://ca.test/1,2>;rel="alternate", <https://ca.test/3>;rel="up"`, "https://ca.test/1,2"},
+		{`<https://ca.test/1>;rel="up",<https://ca.test/2>;rel="alternate",<https://ca.test/3>;rel="up"`, "https://ca.test/2"},
 		{``, ""},
 	}
 	for _, test := range tests {
