@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -31,7 +32,7 @@ type call struct {
 // clients are the programs that make calls: ours, and those of the machine. The
 // latter are other implementations of TLS, which the CI has; without them the
 // tests are the same but for whom they are seen by.
-func clients() map[string]func(context.Context, call) error {
+var clients = sync.OnceValue(func() map[string]func(context.Context, call) error {
 	all := map[string]func(context.Context, call) error{"Go": callGo}
 	if out, err := exec.Command("openssl", "version").Output(); err == nil && strings.HasPrefix(string(out), "OpenSSL ") {
 		all["openssl"] = callOpenSSL // LibreSSL's is another
@@ -40,7 +41,7 @@ func clients() map[string]func(context.Context, call) error {
 		all["curl"] = callCurl
 	}
 	return all
-}
+})
 
 // answered ends the test unless all clients get their page.
 func answered(t *testing.T, c call) {
