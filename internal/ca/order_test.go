@@ -82,6 +82,25 @@ func TestMustStaple(t *testing.T) {
 	}
 }
 
+// A CA that does not say what it has against the request may have that: the
+// error tells what is special about it.
+func TestMustStapleRefused(t *testing.T) {
+	for _, staple := range []bool{true, false} {
+		inWorld(t, nil, func(t *testing.T, w *world) {
+			w.ca.Fault(catest.On("finalize", 0, catest.Problem(403, "badCSR", "no such extension", "")))
+			j := w.job("a.example.com")
+			j.MustStaple = staple
+			f := w.refused(j)
+			if e, ok := errors.AsType[*acme.Error](f); !ok || f.Class != Policy || !strings.Contains(f.Error(), e.Detail) {
+				t.Errorf("must-staple %v: got %v: %v, want policy in the CA's words", staple, f.Class, f)
+			}
+			if got := strings.Contains(f.Error(), "must-staple"); got != staple {
+				t.Errorf("must-staple %v: %v tells of it: %v", staple, f, got)
+			}
+		})
+	}
+}
+
 func TestProfile(t *testing.T) {
 	profiles := func(c *catest.Config) {
 		c.Profiles = map[string]time.Duration{"classic": 90 * 24 * time.Hour, "short": 6 * 24 * time.Hour}
