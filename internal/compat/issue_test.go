@@ -16,15 +16,16 @@ import (
 	"example.com/letsencrypt/internal/pebble"
 )
 
-// manager returns a Manager that asks the CA, and b for what there is in the
-// DNS, and has no limit. It is shut down with the test.
-func (b *bind) manager(t *testing.T, ca *pebble.Server) *letsencrypt.Manager {
+// manager returns a Manager for the hosts that asks the CA, and b for what there
+// is in the DNS, and has no limit. It is shut down with the test.
+func (b *bind) manager(t *testing.T, ca *pebble.Server, hosts ...string) *letsencrypt.Manager {
 	m := &letsencrypt.Manager{
 		CAs:      []letsencrypt.CA{{Directory: ca.Directory(), Client: ca.Client()}},
 		Resolver: b.resolver(),
 		Limit:    rate.NewLimiter(rate.Inf, 0),
 		Logger:   slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
+	m.SetHosts(hosts)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
@@ -54,6 +55,7 @@ func (b *bind) lego(t *testing.T) *dnsupdate.DNSProvider {
 // TestDNS obtains certificates whose challenges share a TXT record's name, or
 // are delegated, at once. Libdns adds values, lego's provider replaces them.
 func TestDNS(t *testing.T) {
+	t.Parallel()
 	b := newBind(t)
 	for name, provider := range map[string]letsencrypt.DNSProvider{
 		"libdns": b.libdns(mainKey),
@@ -61,13 +63,12 @@ func TestDNS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ca := pebble.New(t, pebble.Config{DNSServer: b.addr})
-			m := b.manager(t, ca)
-			m.DNS = provider
 			hosts := []string{
 				"example.test", "*.example.test", "a.b.example.test", "*.sub.example.test",
 				"delegated.example.test", "*.delegated.example.test",
 			}
-			m.SetHosts(hosts)
+			m := b.manager(t, ca, hosts...)
+			m.DNS = provider
 			if err := m.Manage(t.Context(), hosts...); err != nil {
 				t.Fatal(err)
 			}
@@ -119,11 +120,11 @@ func checkCert(t *testing.T, m *letsencrypt.Manager, host string, roots *x509.Ce
 // TestDNSRefused: what the name server says reaches whoever asked, with the CA
 // that waits for it and the zone that can't be changed.
 func TestDNSRefused(t *testing.T) {
+	t.Parallel()
 	b := newBind(t)
 	ca := pebble.New(t, pebble.Config{DNSServer: b.addr})
-	m := b.manager(t, ca)
+	m := b.manager(t, ca, "*.example.test", "*.delegated.example.test")
 	m.DNS = b.libdns(challengeKey)
-	m.SetHosts([]string{"*.example.test", "*.delegated.example.test"})
 	err := m.Manage(t.Context(), "*.example.test")
 	for _, want := range []string{"*.example.test", ca.Directory(), "zone example.test.", "REFUSED"} {
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -32,6 +32,7 @@ const (
 // TestLibdns has records come and go at names of all kinds, beside a record of
 // somebody else's.
 func TestLibdns(t *testing.T) {
+	t.Parallel()
 	b := newBind(t)
 	for _, tt := range []struct{ domain, zone, name, key string }{
 		{"example.test", "example.test", "_acme-challenge.example.test", mainKey},
@@ -79,6 +80,7 @@ func cleanUp(t *testing.T, d *libdns.DNS, domain, keyAuth string) {
 }
 
 func TestLibdnsAtOnce(t *testing.T) {
+	t.Parallel()
 	b := newBind(t)
 	d := b.libdns(mainKey)
 	const n = 10
@@ -109,6 +111,7 @@ func TestLibdnsAtOnce(t *testing.T) {
 
 // TestLibdnsRefused checks that a person can tell from the error what to do.
 func TestLibdnsRefused(t *testing.T) {
+	t.Parallel()
 	b := newBind(t)
 	for _, tt := range []struct {
 		d            *libdns.DNS
