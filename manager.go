@@ -360,7 +360,7 @@ func (m *Manager) beginOnce() {
 	m.started = true
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.poke = make(chan struct{}, 1)
-	m.solver.Provider, m.solver.Records = m.DNS, &txt.Client{Resolver: m.Resolver}
+	m.solver.Provider, m.solver.Records, m.solver.Left = m.DNS, &txt.Client{Resolver: m.Resolver}, m.recordLeft
 	for _, c := range m.CAs {
 		m.addCALocked(c)
 	}

@@ -3400,6 +3400,7 @@ type zone struct {
 
 	lost  bool  // a record that is set is not seen
 	fails error // what Present returns
+	stays error // what CleanUp does
 }
 
 func newZone(m *letsencrypt.Manager, cas ...*catest.CA) *zone {
@@ -3445,6 +3446,9 @@ func (z *zone) CleanUp(ctx context.Context, domain, token, keyAuth string) error
 		return err
 	}
 	z.calls = append(z.calls, "clean up "+domain)
+	if z.stays != nil {
+		return z.stays
+	}
 	delete(z.txt, "_acme-challenge."+domain)
 	return nil
 }
@@ -3671,6 +3675,20 @@ func TestCARecordIsLate(t *testing.T) {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("Manage = %v, want %q in it", err, want)
 			}
+		}
+	})
+}
+
+func TestRecordThatStaysIsLogged(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, z := newDNSManager(t, catest.New(t))
+		d := keepDiary(t, m)
+		z.stays = errors.New("no credentials to delete with")
+		if err := m.Manage(t.Context(), "a.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		if l := d.lines("WARN", "_acme-challenge.a.example.com", "no credentials to delete with"); len(l) != 1 {
+			t.Errorf("logged %q, want one line that the record stays", l)
 		}
 	})
 }

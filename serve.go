@@ -167,6 +167,10 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 
 var errNoValidation = &HostError{Host: "acme-tls/1", Err: errors.New("no validation of this name is pending here")}
 
+func (m *Manager) recordLeft(name string, err error) {
+	m.logger().Warn("letsencrypt: a DNS record could not be taken away, which does no harm", "name", name, "err", err)
+}
+
 // A DNSProvider sets the TXT records that dns-01 validations look for and takes
 // them away, given the domain, without "*.", and the challenge's token and key
 // authorization (RFC 8555, section 8.4). Every DNS provider of lego v5 is one;

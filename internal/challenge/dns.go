@@ -38,6 +38,7 @@ type Records interface {
 type DNS struct {
 	Provider Provider
 	Records  Records
+	Left     func(name string, err error) // told of a record that could not be taken away; may be nil
 
 	mu   sync.Mutex               // guards the fields below; held for memory only
 	busy map[string]chan struct{} // the TXT names in use, each closed when it is not any more
@@ -56,7 +57,7 @@ const everyName = "*"
 // record was taken away.
 func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func(), late, err error) {
 	domain := strings.TrimPrefix(host, "*.")
-	name := "_acme-challenge." + domain
+	name := recordName(domain)
 	release, err := d.acquire(ctx, d.scope(ctx, name))
 	if err != nil {
 		return nil, nil, err
@@ -89,8 +90,12 @@ func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func
 func (d *DNS) cleanUp(ctx context.Context, domain, token, keyAuth string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), providerTime)
 	defer cancel()
-	d.Provider.CleanUp(ctx, domain, token, keyAuth)
+	if err := d.Provider.CleanUp(ctx, domain, token, keyAuth); err != nil && d.Left != nil {
+		d.Left(recordName(domain), err)
+	}
 }
+
+func recordName(domain string) string { return "_acme-challenge." + domain }
 
 // times returns how long to wait for a record, and how often to look.
 func (d *DNS) times() (timeout, interval time.Duration) {
