@@ -40,6 +40,8 @@ type Account struct {
 	mu     sync.Mutex // guards the fields below; held for memory only
 	client *Client    // nil while there is none
 	reader *Client    // without an account
+	tries  int        // attempts to make the account so far
+	failed error      // what came of the last
 	terms  outcome    // of the last terms that had changed
 }
 
@@ -76,8 +78,12 @@ func (a *Account) Reader() *Client {
 	return a.reader
 }
 
-// Client returns a client with the account, which it makes if there is none.
+// Client returns a client with the account, which it makes if there is none. If
+// that failed for another caller meanwhile, it failed for this one.
 func (a *Account) Client(ctx context.Context) (*Client, error) {
+	a.mu.Lock()
+	tries := a.tries
+	a.mu.Unlock()
 	release, err := a.turn.take(ctx)
 	if err != nil {
 		return nil, err
@@ -88,17 +94,22 @@ func (a *Account) Client(ctx context.Context) (*Client, error) {
 		return nil, &Failure{Class: Ours, Step: "making the account", Err: err}
 	}
 	a.mu.Lock()
-	c := a.client
-	a.mu.Unlock()
-	if c == nil {
-		if c, err = a.open(ctx, contact); err != nil {
-			return nil, err
-		}
-		a.mu.Lock()
-		a.client = c
-		a.mu.Unlock()
+	c, failed := a.client, a.failed
+	if a.tries == tries {
+		failed = nil // before we came
 	}
-	return c, nil
+	a.mu.Unlock()
+	if c != nil || failed != nil {
+		return c, failed
+	}
+	c, err = a.open(ctx, contact)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.client = c; ctx.Err() == nil { // else it is no outcome for others
+		a.failed = err
+		a.tries++
+	}
+	return c, err
 }
 
 // open returns a client with the account that is kept, or makes one.
