@@ -33,6 +33,13 @@ func TestEverything(t *testing.T) {
 		Profiles:       map[string]time.Duration{"default": 90 * 24 * time.Hour, "shortlived": 160 * time.Hour},
 		AlternateRoots: 1,
 	})
+	names(t, b, ca)
+	addresses(t, b, ca)
+	choices(t, b, ca)
+}
+
+// names tries all types of challenges.
+func names(t *testing.T, b *bind, ca *authority) {
 	t.Run("a name by tls-alpn-01", func(t *testing.T) {
 		m := b.manager(t, ca.Server, "tls.example.test")
 		addr := serve(t, at("127.0.0.1", ca.TLSPort()), m.TLSConfig())
@@ -65,6 +72,10 @@ func TestEverything(t *testing.T) {
 		obtain(t, m, "*.persist.example.test", "dns-persist-01")
 		ca.visit(t, addr, "any.persist.example.test")
 	})
+}
+
+// addresses tries the addresses that every machine has.
+func addresses(t *testing.T, b *bind, ca *authority) {
 	for _, ip := range []string{"127.0.0.1", "::1"} {
 		t.Run("the address "+ip, func(t *testing.T) {
 			m := b.manager(t, ca.Server, ip)
@@ -73,6 +84,10 @@ func TestEverything(t *testing.T) {
 			ca.visit(t, addr, ip)
 		})
 	}
+}
+
+// choices tries what one can ask of a CA.
+func choices(t *testing.T, b *bind, ca *authority) {
 	t.Run("a profile", func(t *testing.T) {
 		m := b.manager(t, ca.Server, "short.example.test")
 		m.DNS = b.libdns(mainKey)
