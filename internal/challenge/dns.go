@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type Provider interface {
 // Records reads TXT records at their zone's own name servers.
 type Records interface {
 	Target(ctx context.Context, name string) (string, error)
+	Lookup(ctx context.Context, name string) ([]string, error)
 	Await(ctx context.Context, name, value string, interval time.Duration) error
 }
 
@@ -67,22 +69,31 @@ func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func
 		d.rest()
 		release()
 	}
+	digest := sha256.Sum256([]byte(keyAuth))
+	value := base64.RawURLEncoding.EncodeToString(digest[:])
 	call, cancel := context.WithTimeout(ctx, providerTime)
 	defer cancel()
-	if err := d.Provider.Present(call, domain, token, keyAuth); err != nil {
+	if err := d.Provider.Present(call, domain, token, keyAuth); err != nil && !d.isThere(ctx, name, value) {
 		remove() // it may have been set all the same
 		return nil, nil, fmt.Errorf("the DNS provider can't set the record %s: %w", name, err)
 	}
 	timeout, interval := d.times()
 	wait, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not seen within %v", timeout))
 	defer cancel()
-	digest := sha256.Sum256([]byte(keyAuth))
-	late = d.Records.Await(wait, name, base64.RawURLEncoding.EncodeToString(digest[:]), interval)
+	late = d.Records.Await(wait, name, value, interval)
 	if ctx.Err() != nil {
 		remove()
 		return nil, nil, context.Cause(ctx)
 	}
 	return remove, late, nil
+}
+
+// isThere reports whether a record that the provider would not set stands
+// already. So it does if we crashed while it did, and some providers refuse to
+// set what there is.
+func (d *DNS) isThere(ctx context.Context, name, value string) bool {
+	values, err := d.Records.Lookup(ctx, name)
+	return err == nil && slices.Contains(values, value)
 }
 
 // cleanUp takes a record away, also when the work that it was for was called

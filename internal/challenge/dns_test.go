@@ -3,6 +3,8 @@ package challenge
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -20,7 +22,8 @@ type zone struct {
 	t       *testing.T
 	start   time.Time
 	targets map[string]string // where a name's CNAME leads
-	unknown error             // of Target
+	unknown error             // of Target and Lookup
+	values  []string          // that Lookup finds
 
 	// What these three do; nil does nothing, and succeeds.
 	present func(ctx context.Context) error
@@ -63,6 +66,10 @@ func (z *zone) CleanUp(ctx context.Context, domain, token, keyAuth string) error
 
 func (z *zone) Target(ctx context.Context, name string) (string, error) {
 	return cmp.Or(z.targets[name], name), z.unknown
+}
+
+func (z *zone) Lookup(ctx context.Context, name string) ([]string, error) {
+	return z.values, z.unknown
 }
 
 func (z *zone) Await(ctx context.Context, name, value string, interval time.Duration) error {
@@ -536,6 +543,46 @@ func TestDNSCleanUpFails(t *testing.T) {
 				t.Errorf("%s: remove took %v, want %v", tt.name, took, tt.after)
 			}
 			wantFree(t, z, d, "example.com")
+		})
+	}
+}
+
+func TestRecordThatIsThereNeedNotBeSet(t *testing.T) {
+	const keyAuth = "token.thumbprint"
+	digest := sha256.Sum256([]byte(keyAuth))
+	value := base64.RawURLEncoding.EncodeToString(digest[:])
+	for _, tt := range []struct {
+		name    string
+		values  []string
+		unknown error
+		ok      bool
+	}{
+		{"there", []string{"other", value}, nil, true},
+		{"another is", []string{"other"}, nil, false},
+		{"none is", nil, nil, false},
+		{"nobody can tell", []string{value}, errors.New("no answer"), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inZone(t, func(t *testing.T, z *zone, d *DNS) {
+				z.values, z.unknown = tt.values, tt.unknown
+				z.present = func(context.Context) error { return errors.New("identical record exists") }
+				remove, late, err := d.Add(t.Context(), "example.com", "token", keyAuth)
+				if (err == nil) != tt.ok || late != nil {
+					t.Fatalf("Add = %v, %v, want success: %v", late, err, tt.ok)
+				}
+				if tt.ok {
+					remove()
+				}
+				cleanedUp := 0
+				for _, line := range z.log {
+					if strings.Contains(line, "cleanup") {
+						cleanedUp++
+					}
+				}
+				if cleanedUp != 1 {
+					t.Errorf("%q, want one clean-up", z.log)
+				}
+			})
 		})
 	}
 }
