@@ -373,8 +373,9 @@ func (m *Manager) beginOnce() {
 			h.asked.Store(true)
 		}
 	}
+	spread := min(spreadPolls, time.Duration(m.hosts.Len())*pollApart)
 	for _, h := range m.hosts.All() {
-		h.poll = time.Now().Add(rand.N(spreadPolls)).UnixNano()
+		h.poll = time.Now().Add(rand.N(spread)).UnixNano()
 		m.requeueLocked(h)
 	}
 	for _, cert := range m.own.Certificates() {

@@ -53,7 +53,8 @@ const (
 	clockSlack   = time.Hour           // how far back a clock may be set before it is called wrong
 	maxAhead     = 15 * 24 * time.Hour // a day more than any Retry-After that is heeded
 	coverLead    = 24 * time.Hour      // before a certificate of the program's own expires
-	spreadPolls  = 6 * time.Hour       // over which a Manager that starts with many certificates asks for their renewal information
+	spreadPolls  = 6 * time.Hour       // over which a Manager that starts asks for all its certificates' renewal information, at most
+	pollApart    = 10 * time.Second    // between two of those, where there are few
 	lookEvery    = time.Minute         // at the clock, whatever timers say: a suspended machine stops them
 	leastWait    = time.Millisecond    // before a host is looked at again
 	levelEvery   = time.Minute         // between records of the buckets' levels
