@@ -343,6 +343,7 @@ type host struct {
 	early               int       // certificates in a row, up to this one, that were due at once
 	dead                bool      // and said to be
 	revoked             bool      // by the CA, as its OCSP responder says
+	redone              bool      // in place of one that was, and not yet said to be good
 	listed, managed     bool
 	trouble             *trouble  // nil while all is well
 	shut                time.Time // no CA takes an order for it before then
@@ -461,12 +462,8 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if challenge.IsValidation(hello) {
 		return m.validation(hello)
 	}
-	if !m.own.Any() {
-		if h := m.hosts.Get(hello.ServerName); h != nil {
-			if leaf := h.leaf.Load(); leaf != nil && h.asked.Load() {
-				return leaf, nil
-			}
-		}
+	if leaf := m.ready(hello.ServerName); leaf != nil {
+		return leaf, nil
 	}
 	name, err := m.helloName(hello)
 	if err != nil {
@@ -548,34 +545,45 @@ func (m *Manager) Renew(ctx context.Context, host string) error {
 	return m.await(ctx, f)
 }
 
-// Revoke has the CA revoke a host's certificate, for a reason of RFC 5280. A
-// new one with a new key takes its place first, and if none can be obtained
-// nothing is revoked. With acme.CRLReasonCessationOfOperation there is no new
-// one, unless the host is still on the list; with acme.CRLReasonKeyCompromise
-// the old one is revoked, and its key erased from memory and state, whatever
-// becomes of the new one. Revoke blocks, and tries again while the CA fails,
-// until ctx ends. The error is a *HostError, or several joined.
+// Revoke has the CA revoke a host's certificate, for one of the reasons that are
+// a subscriber's to give: unspecified, keyCompromise, affiliationChanged,
+// superseded and cessationOfOperation (RFC 5280, section 5.3.1). A new one with a
+// new key takes its place first, and if none can be obtained nothing is revoked.
+// With cessationOfOperation there is no new one, unless the host is still on the
+// list. With keyCompromise the old one is revoked, and its key then erased from
+// memory and state, whatever becomes of the new one.
+//
+// Revoke blocks, and tries again while the CA fails, until ctx ends. From when
+// the certificate was replaced, and with these two reasons from the beginning,
+// the Manager goes on trying of itself, also after a restart, and another call
+// waits for that. The error is a *HostError, or several joined.
 func (m *Manager) Revoke(ctx context.Context, host string, reason acme.CRLReasonCode) error {
 	m.begin()
 	name, err := hostname.Canonical(host)
+	if err == nil && !slices.Contains(reasons, reason) {
+		err = fmt.Errorf("reason %d is not a subscriber's to give", reason)
+	}
 	if err != nil {
 		return &HostError{Host: quote(host), Err: err}
 	}
-	rec, old, err := m.readCert(name)
+	for hash, was, ok := m.unfinished(name); ok; hash, was, ok = m.unfinished(name) {
+		if err := m.finishRevocation(ctx, hash); err != nil || was == reason {
+			return err
+		}
+	}
+	hash, err := m.startRevocation(ctx, name, reason)
 	if err != nil {
 		return &HostError{Host: name, Err: err}
 	}
 	compromised := reason == acme.CRLReasonKeyCompromise
 	if reason != acme.CRLReasonCessationOfOperation {
-		err = m.replace(ctx, name, compromised)
+		err = m.replace(ctx, name, hash, compromised)
 	}
 	if err != nil && !compromised {
+		m.dropRevocations(name)
 		return err
 	}
-	if failed := m.revoke(ctx, rec, old, reason); failed != nil {
-		return errors.Join(err, &HostError{Host: name, CA: rec.CA, Err: failed})
-	}
-	return errors.Join(err, m.erase(name, rec, reason))
+	return errors.Join(err, m.finishRevocation(ctx, hash), m.finishOthers(ctx, name))
 }
 
 // obtain asks the CAs for a certificate, one after the other until one issues
@@ -641,7 +649,7 @@ func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 // challenge that is left when one could not be passed.
 func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tls.Certificate, error) {
 	var errs []error
-	s := &solving{m: m, a: a, client: client, host: f.host.name, types: m.challengeTypes(f.host)}
+	s := &solving{m: m, f: f, a: a, client: client, host: f.host.name, types: m.challengeTypes(f.host)}
 	if err := s.begin(); err != nil {
 		return nil, err
 	}

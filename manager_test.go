@@ -3398,6 +3398,8 @@ type zone struct {
 	txt   map[string][]string
 	calls []string // "present" or "clean up", and the domain
 
+	wildcard string // what *.example.com is a CNAME to
+
 	lost  bool  // a record that is set is not seen
 	fails error // what Present returns
 	stays error // what CleanUp does
@@ -3507,6 +3509,9 @@ func (z *zone) reply(query []byte) []byte {
 		m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.NSResource{NS: dnsmessage.MustNewName("ns.example.net.")}})
 	case q.Type == dnsmessage.TypeA && name == "ns.example.net":
 		m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, 53}}})
+	case q.Type == dnsmessage.TypeTXT && z.wildcard != "" && strings.HasSuffix(name, ".example.com") && len(z.lookup(name)) == 0:
+		head.Type = dnsmessage.TypeCNAME
+		m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(z.wildcard)}})
 	case q.Type == dnsmessage.TypeTXT:
 		for _, v := range z.lookup(name) {
 			m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.TXTResource{TXT: []string{v}}})
@@ -4085,7 +4090,8 @@ func TestCAWantsACertificateReplaced(t *testing.T) {
 
 // A responder answers for a CA's certificates, beside the CA itself.
 type responder struct {
-	ca *catest.CA
+	ca    *catest.CA
+	hangs atomic.Bool
 
 	mu    sync.Mutex
 	asked int
@@ -4115,6 +4121,10 @@ func (r *responder) RoundTrip(req *http.Request) (*http.Response, error) {
 	q, err := ocsp.ParseRequest(query)
 	if err != nil {
 		return nil, err
+	}
+	if r.hangs.Load() {
+		<-req.Context().Done()
+		return nil, req.Context().Err()
 	}
 	der, err := r.answer(q.SerialNumber)
 	if err != nil {

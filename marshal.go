@@ -42,7 +42,7 @@ const (
 	kindOrder    = "order"    // orderRecord, by host
 	kindPause    = "pause"    // pause, by directory URL
 	kindRegister = "register" // registration
-	kindRevoked  = "revoked"  // revokedRecord, by host: a certificate that must not come back
+	kindRevoked  = "revoked"  // revocation, by the leaf's hash
 	kindStaple   = "staple"   // stapleRecord, by host or, for the program's own, the leaf's hash
 
 	onlyOne = "-"
@@ -83,13 +83,28 @@ type momentRecord struct {
 	Moment time.Time `json:"moment"`
 }
 
-type revokedRecord struct {
-	Leaf  string `json:"leaf"`  // its hash
-	Until int64  `json:"until"` // when it expires, Unix seconds
+// A revocation is of a certificate that the CA has revoked, or is to. It is kept
+// as long as that would live, lest another process or an old blob bring it back.
+type revocation struct {
+	Host    string             `json:"host"`
+	CA      string             `json:"ca,omitempty"`
+	Account string             `json:"account,omitempty"`
+	Reason  acme.CRLReasonCode `json:"reason"`
+	Until   int64              `json:"until"`          // when it expires, Unix seconds
+	Public  string             `json:"public"`         // hash of its public key
+	Leaf    []byte             `json:"leaf,omitempty"` // these two until it is revoked
+	Key     []byte             `json:"key,omitempty"`  // PKCS #8
+
+	trying bool      // somebody sees to it
+	next   time.Time // not before then does the Manager, of itself
 }
+
+func (r *revocation) pending() bool     { return r.Leaf != nil }
+func (r *revocation) compromised() bool { return r.Reason == acme.CRLReasonKeyCompromise }
 
 type stapleRecord struct {
 	Leaf     string `json:"leaf"`     // the hash of that it is about
+	Until    int64  `json:"until"`    // when it is out of date, Unix seconds
 	Response []byte `json:"response"` // OCSP, DER
 }
 
@@ -101,6 +116,8 @@ type state struct {
 	accounts     map[string]ca.Credentials
 	orders       map[string]orderRecord
 	pauses       map[string]pause
+	revocations  map[string]*revocation // by the leaf's hash
+	revokedHosts map[string]bool        // whose they are, or were; not written
 	levels       map[string]bucket.Level
 	list         []string // the hosts of SetHosts as they were given; nil: no list
 }
@@ -168,6 +185,13 @@ func (m *Manager) set(r journal.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.setLocked(r)
+}
+
+// forgetLocked deletes a record, if there is one.
+func (m *Manager) forgetLocked(kind, name string) {
+	if _, ok := m.log.Get(kind, name); ok {
+		m.putLocked(journal.Delete(kind, name))
+	}
 }
 
 // sync returns when all that was put so far is durable.
@@ -288,7 +312,7 @@ func check(r journal.Record) error {
 	case kindRegister:
 		v = new(registration)
 	case kindRevoked:
-		v = new(revokedRecord)
+		v = new(revocation)
 	case kindStaple:
 		v = new(stapleRecord)
 	default:
@@ -337,8 +361,16 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 		return m.laterLocked(r)
 	case kindAccount:
 		return m.accounts[r.Name()].URL == ""
+	case kindOrder:
+		var rec orderRecord
+		return r.Deleted() || json.Unmarshal([]byte(r.JSON()), &rec) == nil && !m.barredKeyLocked(r.Name(), rec.Key)
 	case kindRevoked:
-		var rec revokedRecord
+		var rec revocation
+		ours := m.revocations[r.Name()]
+		return r.Deleted() || json.Unmarshal([]byte(r.JSON()), &rec) == nil && time.Now().Unix() <= rec.Until &&
+			(ours == nil || ours.pending() || !rec.pending())
+	case kindStaple:
+		var rec stapleRecord
 		return r.Deleted() || json.Unmarshal([]byte(r.JSON()), &rec) == nil && time.Now().Unix() <= rec.Until
 	}
 	return true
@@ -347,7 +379,7 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 // laterLocked reports whether the certificate in r outlives the one we have,
 // and was not revoked.
 func (m *Manager) laterLocked(r journal.Record) bool {
-	if m.withdrawnLocked(r) {
+	if m.barredLocked(r) {
 		return false
 	}
 	ours, ok := m.log.Get(kindCert, r.Name())
@@ -359,30 +391,79 @@ func (m *Manager) laterLocked(r journal.Record) bool {
 	return b > a
 }
 
-// withdrawnLocked reports whether r is a certificate that must not come back.
-func (m *Manager) withdrawnLocked(r journal.Record) bool {
-	var revoked revokedRecord
+// barredLocked reports whether r is a certificate that must not come back.
+func (m *Manager) barredLocked(r journal.Record) bool {
 	var rec certRecord
-	mark, ok := m.log.Get(kindRevoked, r.Name())
-	return ok && json.Unmarshal([]byte(mark.JSON()), &revoked) == nil &&
-		json.Unmarshal([]byte(r.JSON()), &rec) == nil && leafHash(rec.Leaf) == revoked.Leaf
+	if !m.revokedHosts[r.Name()] || json.Unmarshal([]byte(r.JSON()), &rec) != nil {
+		return false
+	}
+	was := m.revocations[leafHash(rec.Leaf)]
+	return was != nil && !was.pending() || m.barredKeyLocked(r.Name(), rec.Key)
 }
 
-// forgetRevokedLocked forgets a certificate that can't come back any more.
-func (m *Manager) forgetRevokedLocked(h *host, now time.Time) {
-	var rec revokedRecord
-	r, ok := m.log.Get(kindRevoked, h.name)
-	if ok && json.Unmarshal([]byte(r.JSON()), &rec) == nil && now.Unix() > rec.Until {
-		m.putLocked(journal.Delete(kindRevoked, h.name))
+// barredKeyLocked reports whether a private key for a host was compromised.
+func (m *Manager) barredKeyLocked(host string, key []byte) bool {
+	if !m.revokedHosts[host] {
+		return false
+	}
+	for _, r := range m.revocations {
+		if r.Host == host && r.compromised() && !r.pending() && r.Public == publicHash(key) {
+			return true
+		}
+	}
+	return false
+}
+
+// publicHash returns the hash of the public key to a private one, "" if there is
+// none.
+func publicHash(key []byte) string {
+	signer, err := parseKey(key)
+	if err != nil {
+		return ""
+	}
+	der, err := x509.MarshalPKIXPublicKey(signer.Public())
+	if err != nil {
+		return ""
+	}
+	return leafHash(der)
+}
+
+// applyRevocationLocked takes in that a certificate is to be revoked or, if it
+// was, sees it out of memory and state.
+func (m *Manager) applyRevocationLocked(hash string, r *revocation) {
+	if m.revocations == nil {
+		m.revocations, m.revokedHosts = make(map[string]*revocation), make(map[string]bool)
+	}
+	m.revokedHosts[r.Host] = true
+	if m.revocations[hash] = r; m.started {
+		r.next = time.Now().Add(revokeLater) // whoever wrote it is at it
+	}
+	h := m.hosts.Get(r.Host)
+	if h == nil || r.pending() {
+		return
+	}
+	if o, ok := m.orders[r.Host]; ok && m.barredKeyLocked(r.Host, o.Key) {
+		m.setLocked(journal.Delete(kindOrder, r.Host))
+	}
+	if cert, ok := m.log.Get(kindCert, r.Host); ok && m.barredLocked(cert) {
+		m.withdrawLocked(h)
+		m.tidyLocked(h)
+		return
+	}
+	leaf := h.leaf.Load()
+	switch {
+	case leaf == nil || leafHash(leaf.Certificate[0]) != hash:
+	case h.next != nil: // a revoked one is not worth waiting with
+		m.swapLocked(h.next, h.next.served)
+	default:
+		h.leaf.Store(nil)
 	}
 }
 
 // withdrawLocked takes a host's certificate out of memory and state.
 func (m *Manager) withdrawLocked(h *host) {
 	for _, kind := range []string{kindCert, kindMoment, kindStaple} {
-		if _, ok := m.log.Get(kind, h.name); ok {
-			m.putLocked(journal.Delete(kind, h.name))
-		}
+		m.forgetLocked(kind, h.name)
 	}
 	h.notBefore, h.notAfter, h.next = 0, 0, nil
 	h.leaf.Store(nil)
@@ -434,10 +515,12 @@ func (m *Manager) applyLocked(r journal.Record) {
 		}
 		m.requeueLocked(h)
 	case kindRevoked:
-		h := m.hosts.Get(name)
-		if r, ok := m.log.Get(kindCert, name); ok && h != nil && m.withdrawnLocked(r) {
-			m.withdrawLocked(h)
+		rec := new(revocation)
+		if !decode(rec) {
+			delete(m.revocations, name)
+			return
 		}
+		m.applyRevocationLocked(name, rec)
 	case kindMoment:
 		var rec momentRecord
 		if h := m.hosts.Get(name); h != nil && decode(&rec) && rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
@@ -714,6 +797,12 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 			return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: err}
 		}
 	}
+	m.mu.Lock()
+	barred := m.barredKeyLocked(h.name, j.key)
+	m.mu.Unlock()
+	if barred {
+		return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: errors.New("NewKey made one that was revoked as compromised")}
+	}
 	if none == nil && rec.CA == a.Directory && rec.Account == client.KID() {
 		if leaf, err := x509.ParseCertificate(old.Certificate[0]); err == nil {
 			j.Replaces, _ = certs.ID(leaf) // without an identifier it replaces none
@@ -777,7 +866,7 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 		cert.Certificate = append(c.Chain[:1:1], above...)
 	}
 	s := newStapled(h, a, cert, rec.Stapled)
-	if certs.MustStaple(c.Leaf) {
+	if rec.Stapled && certs.MustStaple(c.Leaf) {
 		ctx, cancel := context.WithTimeout(m.ctx, stapleWait)
 		defer cancel()
 		if resp, err := m.fetchStaple(ctx, s); err == nil && !resp.Revoked {
@@ -818,7 +907,6 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	if len(limits.Limits)+len(limits.Paused) > 0 {
 		m.setLocked(record(kindBackoff, h.name, limits))
 	}
-	m.forgetRevokedLocked(h, now)
 	if h.held() {
 		kind = EventRenewed
 	}
@@ -830,6 +918,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	if wait {
 		serve = cmp.Or(h.leaf.Load(), old)
 	}
+	h.redone = h.revoked
 	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), serve)
 	if wait {
 		h.next, s.until = s, until
@@ -949,19 +1038,213 @@ func (m *Manager) status(name string) HostStatus {
 	return s
 }
 
-// replace obtains a new certificate for a host whose old one is to be revoked.
-// That of a compromised key does not wait for it forever.
-func (m *Manager) replace(ctx context.Context, name string, compromised bool) error {
+// reasons are those that a subscriber may give (RFC 5280, section 5.3.1).
+var reasons = []acme.CRLReasonCode{acme.CRLReasonUnspecified, acme.CRLReasonKeyCompromise,
+	acme.CRLReasonAffiliationChanged, acme.CRLReasonSuperseded, acme.CRLReasonCessationOfOperation}
+
+// startRevocation keeps, durably, that a host's certificate is to be revoked, so
+// that whatever happens it will be, and returns its hash. If another is served,
+// until the one in the state has its first staple, that is to be revoked, too.
+func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.CRLReasonCode) (hash string, err error) {
+	if reason == acme.CRLReasonCessationOfOperation { // which is not to come before an order's end
+		if err := m.settled(ctx, name); err != nil {
+			return "", err
+		}
+	}
+	rec, cert, err := m.readCert(name)
+	if err != nil {
+		return "", err
+	}
+	if rec.CA == "" {
+		return "", errors.New("it is not known which CA issued it")
+	}
+	m.mu.Lock()
+	h := m.hosts.Get(name)
+	m.mu.Unlock()
+	certs := []*tls.Certificate{cert}
+	if h != nil && h.leaf.Load() != nil {
+		certs = append(certs, h.leaf.Load())
+	}
+	for _, c := range certs {
+		if err := m.markForRevocation(name, rec, c, reason); err != nil {
+			return "", err
+		}
+	}
+	return leafHash(rec.Leaf), m.sync()
+}
+
+func (m *Manager) markForRevocation(name string, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) error {
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		return err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		return err
+	}
+	hash := leafHash(leaf.Raw)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setLocked(record(kindRevoked, hash, revocation{Host: name, CA: rec.CA, Account: rec.Account, Reason: reason,
+		Until: leaf.NotAfter.Unix(), Public: publicHash(key), Leaf: leaf.Raw, Key: key}))
+	m.revocations[hash].trying = true // by Revoke
+	return nil
+}
+
+// dropRevocations gives up what was to be revoked of a host's.
+func (m *Manager) dropRevocations(name string) {
+	m.mu.Lock()
+	for hash, r := range m.revocations {
+		if r.Host == name && r.pending() {
+			m.setLocked(journal.Delete(kindRevoked, hash))
+		}
+	}
+	m.mu.Unlock()
+	m.sync() // reports its error
+}
+
+// finishOthers revokes what else of a host's was marked.
+func (m *Manager) finishOthers(ctx context.Context, name string) error {
+	for hash, _, ok := m.unfinished(name); ok; hash, _, ok = m.unfinished(name) {
+		if err := m.finishRevocation(ctx, hash); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace obtains a certificate for a host in place of the one with the hash,
+// which is to be revoked. That of a compromised key does not wait for it forever.
+func (m *Manager) replace(ctx context.Context, name, hash string, compromised bool) error {
 	if compromised {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, maxWait, errWait)
 		defer cancel()
 	}
-	f, err := m.manage(name, true)
-	if err != nil {
-		return err
+	for m.current(name) == hash { // a flight that was under way may have brought it
+		f, err := m.manage(name, true)
+		if err == nil {
+			err = m.await(ctx, f)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return m.await(ctx, f)
+	return nil
+}
+
+// current returns the hash of the leaf that the state has for a host.
+func (m *Manager) current(name string) string {
+	rec, _, err := m.readCert(name)
+	if err != nil {
+		return ""
+	}
+	return leafHash(rec.Leaf)
+}
+
+// settled waits until no flight for a host is under way.
+func (m *Manager) settled(ctx context.Context, name string) error {
+	for {
+		m.mu.Lock()
+		h := m.hosts.Get(name)
+		if h == nil || h.flight == nil || h.flight.queue != nil {
+			m.mu.Unlock()
+			return nil
+		}
+		f := h.flight
+		m.mu.Unlock()
+		if f.wait(ctx, nil); ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// unfinished returns the hash of a certificate for a host that was replaced and
+// is still to be revoked, and for what reason.
+func (m *Manager) unfinished(name string) (hash string, reason acme.CRLReasonCode, ok bool) {
+	current := m.current(name)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for hash, r := range m.revocations {
+		if r.Host == name && r.pending() && hash != current {
+			return hash, r.Reason, true
+		}
+	}
+	return "", 0, false
+}
+
+// finishRevocation has the CA revoke a certificate, and sees it out of the state.
+func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
+	m.mu.Lock()
+	r := m.revocations[hash]
+	if r == nil || !r.pending() {
+		m.mu.Unlock()
+		return nil
+	}
+	r.trying = true
+	todo := *r
+	m.mu.Unlock()
+	err := m.revoke(ctx, &todo)
+	m.mu.Lock()
+	r.trying, r.next = false, time.Now().Add(revokeAgain)
+	if f, ok := errors.AsType[*ca.Failure](err); ok {
+		r.next = time.Now().Add(max(revokeAgain, f.Retry))
+	}
+	if err == nil && m.revocations[hash] == r {
+		m.revokedByUsLocked(hash, &todo)
+	}
+	m.mu.Unlock()
+	if err != nil {
+		return &HostError{Host: todo.Host, CA: todo.CA, Err: fmt.Errorf("the certificate is not revoked yet, which is tried again: %w", err)}
+	}
+	if todo.compromised() {
+		m.log.Compact() // if it fails, Sync does
+	}
+	if err := m.sync(); err != nil {
+		return &HostError{Host: todo.Host, CA: todo.CA, Err: fmt.Errorf("revoked, but not yet erased: %w", err)}
+	}
+	return nil
+}
+
+// revokedByUsLocked notes that the CA has revoked a certificate as asked.
+func (m *Manager) revokedByUsLocked(hash string, r *revocation) {
+	if h := m.hosts.Get(r.Host); h != nil && r.Reason == acme.CRLReasonCessationOfOperation {
+		h.managed = false
+		h.asked.Store(false)
+	}
+	done := *r
+	done.Leaf, done.Key = nil, nil
+	m.setLocked(record(kindRevoked, hash, done))
+	m.reportLocked(Event{Kind: EventRevoked, Host: r.Host, CA: r.CA, Err: errAsked, NotAfter: time.Unix(r.Until, 0)})
+}
+
+var errAsked = errors.New("as the program asked for")
+
+// seeToRevocationsLocked finishes what Revoke could not, because the CA failed
+// or we did, and forgets what has expired.
+func (m *Manager) seeToRevocationsLocked(now time.Time) {
+	for hash, r := range m.revocations {
+		switch {
+		case now.Unix() > r.Until:
+			m.setLocked(journal.Delete(kindRevoked, hash))
+		case r.pending() && !r.trying && !now.Before(r.next):
+			r.trying = m.goLocked(func() { m.tryRevocation(hash, r) })
+		}
+	}
+}
+
+// tryRevocation is a revocation that nobody waits for.
+func (m *Manager) tryRevocation(hash string, r *revocation) {
+	waits := !r.compromised() && r.Reason != acme.CRLReasonCessationOfOperation // for its replacement
+	err := error(nil)
+	if !waits || m.current(r.Host) != hash {
+		err = m.finishRevocation(m.ctx, hash)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.trying = false; err != nil && m.ctx.Err() == nil {
+		m.reportLocked(Event{Kind: EventFailed, Host: r.Host, CA: r.CA, Err: err, Next: r.next})
+	}
 }
 
 // authority returns the CA with a directory URL, nil if it is not one of CAs.
@@ -975,78 +1258,55 @@ func (m *Manager) authority(directory string) *authority {
 }
 
 // revoke has the CA revoke a certificate, again and again while it fails.
-func (m *Manager) revoke(ctx context.Context, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) error {
+func (m *Manager) revoke(ctx context.Context, r *revocation) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(m.ctx, func() { cancel(http.ErrServerClosed) })()
+	key, err := parseKey(r.Key)
+	if err != nil {
+		return err
+	}
+	byKey := r.compromised()
 	for n := 1; ; n++ {
-		client, key, err := m.revoker(ctx, rec, cert, reason)
+		client, signer, err := m.revoker(ctx, r, key, byKey)
 		if err == nil {
-			err = client.Revoke(ctx, key, cert.Certificate[0], reason)
+			err = client.Revoke(ctx, signer, r.Leaf, r.Reason)
 		}
 		f, ok := errors.AsType[*ca.Failure](err)
-		if !ok || !f.Passing() {
+		switch {
+		case !ok:
+			return err
+		case !byKey && (f.Class == ca.NoAccount || f.Class == ca.Policy):
+			byKey = true // perhaps the account is not the one that ordered
+			continue
+		case !f.Passing():
 			return err
 		}
 		select {
 		case <-time.After(max(f.Retry, backoff(n, revokeFirst, pauseFirst))):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: not revoked: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
 	}
 }
 
 // revoker returns who asks for a revocation, and the key that signs if it is not
-// the account's. Let's Encrypt believes that a key is compromised only who has
-// it, and takes that, from who has it, for the reason.
-func (m *Manager) revoker(ctx context.Context, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) (*ca.Client, crypto.Signer, error) {
-	a := m.authority(rec.CA)
-	key, _ := cert.PrivateKey.(crypto.Signer)
-	switch compromised := reason == acme.CRLReasonKeyCompromise; {
-	case rec.CA == "":
-		return nil, nil, errors.New("it is not known which CA issued it")
-	case a == nil && compromised:
-		return ca.New(rec.CA, nil, nil, ""), key, nil
-	case a == nil:
-		return nil, nil, errors.New("the CA that issued it is not one of CAs any more")
-	case compromised:
+// the account's. That a key is compromised Let's Encrypt believes only who has
+// it, and takes that for the reason from whoever signs with it.
+func (m *Manager) revoker(ctx context.Context, r *revocation, key crypto.Signer, byKey bool) (*ca.Client, crypto.Signer, error) {
+	a := m.authority(r.CA)
+	if a == nil {
+		return ca.New(r.CA, nil, nil, ""), key, nil
+	}
+	if byKey {
 		return a.account.Reader(), key, nil
 	}
 	client, err := a.account.Client(ctx)
+	if err == nil && client.KID() != r.Account {
+		return a.account.Reader(), key, nil
+	}
 	return client, nil, err
 }
-
-// erase takes a revoked certificate out of memory and state, if it was not
-// replaced, and sees to it that it does not come back.
-func (m *Manager) erase(name string, rec certRecord, reason acme.CRLReasonCode) error {
-	leaf, err := x509.ParseCertificate(rec.Leaf)
-	if err != nil {
-		return err
-	}
-	notAfter := leaf.NotAfter
-	now, _, err := m.readCert(name)
-	m.mu.Lock()
-	m.setLocked(record(kindRevoked, name, revokedRecord{Leaf: leafHash(rec.Leaf), Until: notAfter.Unix()}))
-	if h := m.hosts.Get(name); h != nil && err == nil && bytes.Equal(now.Key, rec.Key) {
-		if reason == acme.CRLReasonCessationOfOperation {
-			h.managed = false
-			h.asked.Store(false)
-		}
-		m.withdrawLocked(h)
-		m.tidyLocked(h)
-	}
-	m.reportLocked(Event{Kind: EventRevoked, Host: name, CA: rec.CA, Err: errAsked, NotAfter: notAfter})
-	m.mu.Unlock()
-	if reason == acme.CRLReasonKeyCompromise {
-		m.log.Compact() // if it fails, Sync does
-	}
-	if err := m.sync(); err != nil {
-		return &HostError{Host: name, CA: rec.CA, Err: fmt.Errorf("revoked, but not yet erased: %w", err)}
-	}
-	return nil
-}
-
-var errAsked = errors.New("Revoke was called")
 
 func parseKey(der []byte) (crypto.Signer, error) {
 	key, err := x509.ParsePKCS8PrivateKey(der)

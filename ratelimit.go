@@ -30,6 +30,7 @@ import (
 // Every bound on what the Manager does at once, and how long.
 const (
 	maxFlights   = 32               // attempts under way that no client waits for, and orders at one CA
+	maxUnseen    = 1000             // flights that wait for a DNS record to be seen
 	maxPolls     = 8                // questions for renewal information under way
 	maxStaplings = 8                // questions to OCSP responders under way
 	maxWaiters   = 1000             // handshakes and Cert calls that wait for an order
@@ -42,6 +43,8 @@ const (
 
 	backoffFirst = time.Minute // after a host's first failure; doubles
 	backoffMost  = 24 * time.Hour
+	revokeLater  = 10 * time.Minute // then a revocation that another process began is ours to finish, too
+	revokeAgain  = time.Hour        // after a CA refused to revoke
 	revokeFirst  = time.Second      // after a CA's first failure to revoke; doubles
 	stapleWait   = 15 * time.Second // for the first staple of a certificate that needs one
 	stapleFirst  = time.Minute      // after an OCSP responder's first failure; doubles
@@ -71,6 +74,7 @@ type schedule struct {
 	turn       time.Time             // the last in lacking
 	awaited    map[*flight]int       // flights that Manage or Renew wait for, and how many do
 	background int                   // flights under way that started from a queue
+	unseen     int                   // those of them that wait for a DNS record to be seen
 	waiters    int                   // handshakes and Cert calls that wait for a flight
 	clients    int                   // flights that one of those started
 	questions  int                   // to Allow, about hosts that are due
@@ -572,8 +576,9 @@ func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time
 // A failure is what an attempt came to that obtained nothing.
 type failure struct {
 	HostError
-	own  bool // some of it is the host's, rather than everybody's
-	ours bool // it is this program's or this machine's
+	own   bool // some of it is the host's, rather than everybody's
+	ours  bool // it is this program's or this machine's
+	unset bool // with some CA it was for want of a DNS record that a person sets
 }
 
 // settle notes how the CA did, adds that to what failed before, and reports
@@ -601,6 +606,7 @@ func (m *Manager) settle(f *flight, a *authority, err error, failed *failure) (a
 	default:
 		failed.CA = a.Directory
 		failed.own = failed.own || own
+		failed.unset = failed.unset || fault.Class == ca.Unset
 		failed.ours = fault.Class == ca.Ours
 		m.settleLocked(a, f.host, fault, now)
 		retry, _ = m.admitLocked(a, f.host, f, now)
@@ -783,7 +789,7 @@ func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 	if errors.Is(f.Err, errTooSoon) {
 		n = h.early
 	}
-	if last, _ := faultsIn(f.Err); !f.own && f.ours || last != nil && last.Class == ca.Unset {
+	if !f.own && f.ours || f.unset {
 		most = pauseMost // what is wrong with us may be put right any moment
 	}
 	t.Retry = now.Add(backoff(n, backoffFirst, most))
@@ -910,7 +916,7 @@ func (m *Manager) await(ctx context.Context, f *flight) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if f.queue != nil && ctx.Err() != nil {
-		err = &HostError{Host: f.host.name, Err: fmt.Errorf("%w: waiting for Limit: %w", ErrRateLimited, context.Cause(ctx))}
+		err = &HostError{Host: f.host.name, Err: fmt.Errorf("%w: waiting for a token of Limit, or for other orders to end: %w", ErrRateLimited, context.Cause(ctx))}
 	}
 	if m.awaited[f]--; m.awaited[f] <= 0 {
 		delete(m.awaited, f)
@@ -1006,6 +1012,7 @@ func (m *Manager) housekeepLocked(now time.Time) {
 		m.clockBackLocked(now, m.looked)
 	}
 	m.looked = now
+	m.seeToRevocationsLocked(now)
 	if now.Sub(m.leveled) >= levelEvery && m.buckets.Spent() {
 		m.putLocked(m.levelRecordsLocked()...)
 	}
@@ -1222,8 +1229,8 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 	}
 	for _, q := range []*queue.Queue[*flight]{&m.renewals, &m.lacking} {
 		for item, _ := q.Next(); item != nil; item, _ = q.Next() {
-			if m.background >= maxFlights {
-				return time.Time{} // a landing pokes
+			if m.background-m.unseen >= maxFlights || m.unseen >= maxUnseen {
+				return time.Time{} // a landing pokes, and so does a record that is seen
 			}
 			f := item.Value
 			if !m.dueStillLocked(f, now) {
@@ -1378,10 +1385,8 @@ func (m *Manager) tidyLocked(h *host) {
 
 // dropLocked forgets a host that nobody wants.
 func (m *Manager) dropLocked(h *host) {
-	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder, kindRevoked, kindStaple} {
-		if _, ok := m.log.Get(kind, h.name); ok {
-			m.putLocked(journal.Delete(kind, h.name))
-		}
+	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder, kindStaple} {
+		m.forgetLocked(kind, h.name)
 	}
 	delete(m.orders, h.name)
 	m.due.Remove(&h.place)
@@ -1463,7 +1468,7 @@ func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, 
 		m.reportLocked(Event{Kind: EventRecalled, Host: h.name, CA: issuer, NotAfter: h.expiry(), Err: errors.New(cmp.Or(info.Explanation, "the CA does not say why"))})
 	}
 	m.setLocked(record(kindMoment, h.name, momentRecord{ID: id, Start: info.Start, End: info.End, Moment: moment}))
-	if h.renewal = moment.UnixNano(); moment.After(now) {
+	if h.renewal = moment.UnixNano(); moment.After(now) && !h.redone {
 		h.early = 0
 	}
 	m.tooSoonLocked(h, now)

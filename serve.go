@@ -25,7 +25,6 @@ import (
 	"example.com/letsencrypt/internal/challenge"
 	"example.com/letsencrypt/internal/event"
 	"example.com/letsencrypt/internal/hostname"
-	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/queue"
 	"example.com/letsencrypt/internal/staple"
 	"example.com/letsencrypt/internal/txt"
@@ -52,22 +51,45 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 	if hello.ServerName != "" {
 		return hostname.Canonical(hello.ServerName)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if hello.Conn != nil {
 		if ap, err := netip.ParseAddrPort(hello.Conn.LocalAddr().String()); err == nil {
 			name := ap.Addr().Unmap().WithZone("").String()
-			if h := m.hosts.Get(name); h != nil || m.own.Get(name) != nil {
+			if h := m.hosts.Get(name); h != nil && (time.Now().Before(h.expiry()) || m.judgeLocked(name, h) == vouched) || m.own.Get(name) != nil {
 				return name, nil
 			}
 		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, name := range []string{m.onlyAddr, m.DefaultHost, m.onlyHost} {
 		if name != "" {
 			return hostname.Canonical(name)
 		}
 	}
 	return "", errors.New("the client named no host, and there is no DefaultHost")
+}
+
+// ready returns the certificate for a name as a client sent it, nil if there is
+// anything to think about first.
+func (m *Manager) ready(name string) *tls.Certificate {
+	if m.own.Any() {
+		return nil
+	}
+	h := m.hosts.Get(name)
+	if h == nil && len(name) <= hostname.MaxLen {
+		var buf [hostname.MaxLen + len("*.")]byte
+		wild, ok := hostname.AppendWildcard(buf[:0], name)
+		if ok {
+			h = m.hosts.GetBytes(wild)
+		}
+	}
+	if h == nil {
+		return nil
+	}
+	if leaf := h.leaf.Load(); leaf != nil && h.asked.Load() {
+		return leaf
+	}
+	return nil
 }
 
 // certificate returns the certificate that is to be served for a host, and
@@ -220,6 +242,7 @@ func (m *Manager) challengeTypes(h *host) []string {
 // A solving is how the challenges of a host's orders at one CA are answered.
 type solving struct {
 	m      *Manager
+	f      *flight
 	a      *authority
 	client *ca.Client
 	host   string
@@ -273,7 +296,7 @@ func (s *solving) solve(ctx context.Context, auth *ca.Authorization, arrived cha
 	}
 	ch, err := auth.Pick(s.types)
 	if err != nil && isWildcard(s.host) && s.m.DNS == nil {
-		return nil, &ca.Failure{Class: ca.Policy, Step: "choosing a challenge", Err: fmt.Errorf("%w; a wildcard needs dns-01: set the Manager's DNS to a provider", err)}
+		err = fmt.Errorf("%w; a wildcard needs dns-01: set the Manager's DNS to a provider", err)
 	}
 	if err != nil {
 		return nil, err
@@ -295,7 +318,7 @@ func (s *solving) answer(ctx context.Context, ch *ca.Challenge, arrived chan<- s
 	}
 	switch ch.Type {
 	case challenge.DNS01:
-		remove, late, err := s.m.solver.Add(ctx, s.host, ch.Token, keyAuth)
+		remove, late, err := s.setRecord(ctx, ch.Token, keyAuth)
 		ans.Remove, s.late = func() { s.m.aside(remove) }, late
 		return ans, err
 	case challenge.HTTP01:
@@ -304,6 +327,27 @@ func (s *solving) answer(ctx context.Context, ch *ca.Challenge, arrived chan<- s
 		ans.Remove, err = s.m.answers.AddTLSALPN(s.host, keyAuth, arrived)
 	}
 	return ans, err
+}
+
+// setRecord has a record set for dns-01 and waits until it is seen, which may
+// take an hour: others have its place at the CA and among the flights meanwhile.
+func (s *solving) setRecord(ctx context.Context, token, keyAuth string) (remove func(), late, err error) {
+	s.m.waitForDNS(s.f, +1)
+	<-s.a.slots
+	remove, late, err = s.m.solver.Add(ctx, s.host, token, keyAuth)
+	s.a.slots <- struct{}{} // the others under way come to an end
+	s.m.waitForDNS(s.f, -1)
+	return remove, late, err
+}
+
+// waitForDNS counts the flights that wait for a record.
+func (m *Manager) waitForDNS(f *flight, n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f.background {
+		m.unseen += n
+		m.pokeLocked()
+	}
 }
 
 // aside runs f in the background or, after Shutdown, which waits for its
@@ -793,15 +837,23 @@ func (m *Manager) queueStapleLocked(s *stapled, at time.Time) {
 // seeToStapleLocked does what is due for a certificate's staple.
 func (m *Manager) seeToStapleLocked(s *stapled, now time.Time) {
 	switch {
-	case m.staplings >= maxStaplings:
-		m.staples.Set(&s.place, now.Add(time.Second))
+	case !m.inPlaceLocked(s): // it was replaced, or has expired
+		if s.host == nil {
+			m.forgetLocked(kindStaple, s.key)
+		}
 		return
-	case !m.inPlaceLocked(s):
-		return // it was replaced
 	case s.last != nil && !s.last.Fresh(now), !s.until.IsZero() && !now.Before(s.until):
 		s.last, s.until = nil, time.Time{}
 		m.swapLocked(s, s.base)
 		m.bareLocked(s, errors.New("the last one is out of date"))
+	}
+	if m.staplings >= maxStaplings {
+		at := now.Add(time.Second)
+		if s.last != nil {
+			at = earliest(at, s.last.NextUpdate)
+		}
+		m.staples.Set(&s.place, earliest(at, s.until))
+		return
 	}
 	if m.goLocked(func() { m.refresh(s) }) {
 		m.staplings++
@@ -828,6 +880,9 @@ func (m *Manager) refresh(s *stapled) {
 		s.failures++
 		m.revokedLocked(s, resp, now)
 	default:
+		if s.host != nil {
+			s.host.redone = false
+		}
 		s.failures, s.until, s.last = 0, time.Time{}, resp
 		m.swapLocked(s, s.with(resp))
 		m.keepStapleLocked(s, now)
@@ -932,11 +987,10 @@ func (m *Manager) swapLocked(s *stapled, cert *tls.Certificate) {
 // keepStapleLocked keeps a certificate's staple, in place of the one before, and
 // has it refreshed in time.
 func (m *Manager) keepStapleLocked(s *stapled, now time.Time) {
-	if _, ok := m.log.Get(kindStaple, s.key); ok && s.last == nil {
-		m.putLocked(journal.Delete(kindStaple, s.key))
-	}
-	if s.last != nil {
-		r := record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Response: s.last.DER})
+	if s.last == nil {
+		m.forgetLocked(kindStaple, s.key)
+	} else {
+		r := record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Until: s.last.NextUpdate.Unix(), Response: s.last.DER})
 		if was, _ := m.log.Get(kindStaple, s.key); was != r {
 			m.putLocked(r)
 		}
@@ -965,8 +1019,16 @@ func (m *Manager) revokedLocked(s *stapled, resp *staple.Response, now time.Time
 	s.revoked = true
 	err := fmt.Errorf("its OCSP responder says that it was revoked at %s, for reason %d of RFC 5280", resp.RevokedAt.UTC().Format(time.RFC3339), resp.Reason)
 	m.reportLocked(Event{Kind: EventRevoked, Host: s.name, CA: s.ca, Err: err})
-	if h := s.host; h != nil {
+	h := s.host
+	switch {
+	case h == nil:
+	case h.next != nil && h.next != s: // it is the one before, which is not worth waiting with
+		m.swapLocked(h.next, h.next.served)
+	default:
 		h.renewal, h.revoked = now.UnixNano(), true
+		if h.redone { // a responder that knows none of them good would have us go on for ever
+			h.since = now
+		}
 		m.tooSoonLocked(h, now)
 		m.requeueLocked(h)
 	}

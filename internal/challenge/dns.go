@@ -60,7 +60,7 @@ const everyName = "*"
 func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func(), late, err error) {
 	domain := strings.TrimPrefix(host, "*.")
 	name := recordName(domain)
-	release, err := d.acquire(ctx, d.scope(ctx, name))
+	release, err := d.turn(ctx, name)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -134,16 +134,30 @@ func (d *DNS) sequential() (pause time.Duration, ok bool) {
 	return 0, false
 }
 
-// scope returns what a record excludes others from while it is set: the name
-// where it comes to stand, which several names may lead to.
-func (d *DNS) scope(ctx context.Context, name string) string {
+// turn waits for the turn at a TXT name, and at the one that its CNAMEs lead to,
+// where the record may come to stand. It takes both: a CNAME that stands for all
+// names which there are not, *.example.com, is one only until the record is set.
+func (d *DNS) turn(ctx context.Context, name string) (release func(), err error) {
 	if _, ok := d.sequential(); ok {
-		return everyName
+		return d.acquire(ctx, everyName)
 	}
-	if target, err := d.Records.Target(ctx, name); err == nil {
-		return target
+	releaseName, err := d.acquire(ctx, name)
+	if err != nil {
+		return nil, err
 	}
-	return name // it may be a name whose zone is not there yet
+	target, err := d.Records.Target(ctx, name)
+	if err != nil || target == name { // it may be a name whose zone is not there yet
+		return releaseName, nil
+	}
+	releaseTarget, err := d.acquire(ctx, target)
+	if err != nil {
+		releaseName()
+		return nil, err
+	}
+	return func() {
+		releaseTarget()
+		releaseName()
+	}, nil
 }
 
 // rest keeps a sequential provider's next record waiting, now that one was
