@@ -183,7 +183,8 @@ type Manager struct {
 	// told now, which stops a new host but no renewal.
 	//
 	// Allow may block, within reason: clients wait for it, and its ctx ends
-	// after a minute or with the Manager. ClientAddr(ctx) is the client that asks, if any.
+	// after a minute or with the Manager. ClientAddr(ctx) is the client that
+	// asks, if any.
 	Allow func(ctx context.Context, host string) error
 
 	DNS      DNSProvider   // sets records for dns-01; nil means tls-alpn-01 and http-01
@@ -202,8 +203,9 @@ type Manager struct {
 	Limit *rate.Limiter
 
 	// NewHostLimit counts the hosts never seen before that nobody vouched for,
-	// by SetHosts, Manage or Allow: those that clients name, and Cert. Nil means one every three hours, with a
-	// burst of 20; if Allow is set, nil means no limit of this kind.
+	// by SetHosts, Manage or Allow: those that clients name, and Cert. Nil means
+	// one every three hours, with a burst of 20; if Allow is set, nil means no
+	// limit of this kind.
 	NewHostLimit *rate.Limiter
 
 	Logger *slog.Logger // nil means slog.Default()
@@ -243,7 +245,7 @@ type Manager struct {
 type CA struct {
 	Directory string // URL of its ACME directory; "" means LetsEncrypt
 	Profile   string // the kind of certificate, one of those its directory lists; "" leaves it to the CA
-	Chain     string // common name of the topmost issuer of the chain to serve, where it offers several; "" leaves it to the CA
+	Chain     string // common name of the topmost issuer of the chain to serve, where it offers that; "" leaves it to the CA
 
 	// EAB is what the CA gave its customer to make accounts with (RFC 8555,
 	// section 7.3.4). It is used to make the account and not after.
@@ -420,9 +422,9 @@ func (m *Manager) Registered() bool {
 }
 
 // SetHosts lists the hosts that may have certificates, in place of any list
-// before: names and IP addresses. An empty list allows no host, a
-// nil one lifts the list. What is not on the list is for Allow to say, if that
-// is set; certificates held already are served till they expire.
+// before: names, wildcards and IP addresses. An empty list allows no host, a nil
+// one lifts the list. What is not on the list is for Allow to say, if that is
+// set; certificates held already are served till they expire.
 //
 // A wildcard, *.example.com, serves every name that has one more label, but for
 // those that are on the list themselves. It needs DNS, or a TXT record that a
@@ -530,8 +532,8 @@ func (m *Manager) Manage(ctx context.Context, hosts ...string) error {
 
 // Renew replaces a host's certificate now, whatever its age, and blocks until
 // that is done, has failed, or ctx ends, which may be while it waits for a token
-// of Limit. It joins an attempt under way, and
-// makes one whatever failed before. The error is a *HostError.
+// of Limit. It joins an attempt under way, and makes one whatever failed before.
+// The error is a *HostError.
 func (m *Manager) Renew(ctx context.Context, host string) error {
 	m.begin()
 	name, err := hostname.Canonical(host)
@@ -560,9 +562,6 @@ func (m *Manager) Renew(ctx context.Context, host string) error {
 func (m *Manager) Revoke(ctx context.Context, host string, reason acme.CRLReasonCode) error {
 	m.begin()
 	name, err := hostname.Canonical(host)
-	if err == nil && !slices.Contains(reasons, reason) {
-		err = fmt.Errorf("reason %d is not a subscriber's to give", reason)
-	}
 	if err != nil {
 		return &HostError{Host: quote(host), Err: err}
 	}
@@ -679,7 +678,7 @@ type HostStatus struct {
 	Host      string
 	CA        string    // directory URL of the CA that issued its certificate; "" for the program's own
 	Profile   string    // of the certificate
-	Challenge string    // the type that was passed for it
+	Challenge string    // the type that was passed for it; "" if the CA asked for none
 	Serial    string    // of the certificate, in hexadecimal; "" if there is none
 	NotAfter  time.Time // when it expires; zero if there is none
 	Renewal   time.Time // when it is renewed; zero if it is not

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -140,7 +141,7 @@ type keeping struct {
 }
 
 // A Storage is a place that several processes share. Every storage plugin of
-// CertMagic is one.
+// CertMagic is one. The Manager does not use one yet.
 type Storage interface {
 	// Lock blocks until no other holds the lock of that name, or ctx ends.
 	Lock(ctx context.Context, name string) error
@@ -1027,6 +1028,9 @@ func (m *Manager) status(name string) HostStatus {
 	if s.Err = h.lastError(); s.Err != nil {
 		s.Retry = h.trouble.Retry
 	}
+	if h.next != nil && s.Err == nil {
+		s.Err = &HostError{Host: name, CA: s.CA, Err: errBare}
+	}
 	if f := h.flight; f != nil && f.queue != nil && s.Err == nil {
 		now := time.Now().Round(0)
 		if until, err := m.openLocked(h, nil, now); err != nil {
@@ -1046,6 +1050,9 @@ var reasons = []acme.CRLReasonCode{acme.CRLReasonUnspecified, acme.CRLReasonKeyC
 // that whatever happens it will be, and returns its hash. If another is served,
 // until the one in the state has its first staple, that is to be revoked, too.
 func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.CRLReasonCode) (hash string, err error) {
+	if !slices.Contains(reasons, reason) {
+		return "", fmt.Errorf("reason %d is not a subscriber's to give", reason)
+	}
 	if reason == acme.CRLReasonCessationOfOperation { // which is not to come before an order's end
 		if err := m.settled(ctx, name); err != nil {
 			return "", err
@@ -1070,7 +1077,11 @@ func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.
 			return "", err
 		}
 	}
-	return leafHash(rec.Leaf), m.sync()
+	if err := m.sync(); err != nil {
+		m.dropRevocations(name)
+		return "", err
+	}
+	return leafHash(rec.Leaf), nil
 }
 
 func (m *Manager) markForRevocation(name string, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) error {
@@ -1127,7 +1138,7 @@ func (m *Manager) replace(ctx context.Context, name, hash string, compromised bo
 			err = m.await(ctx, f)
 		}
 		if err != nil {
-			return err
+			return &HostError{Host: name, Err: fmt.Errorf("there is no new certificate: %w", err)}
 		}
 	}
 	return nil
@@ -1217,6 +1228,8 @@ func (m *Manager) revokedByUsLocked(hash string, r *revocation) {
 	m.setLocked(record(kindRevoked, hash, done))
 	m.reportLocked(Event{Kind: EventRevoked, Host: r.Host, CA: r.CA, Err: errAsked, NotAfter: time.Unix(r.Until, 0)})
 }
+
+var errBare = errors.New("the certificate must be stapled and waits for its first OCSP response; the one before is served")
 
 var errAsked = errors.New("as the program asked for")
 

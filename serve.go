@@ -295,8 +295,8 @@ func (s *solving) solve(ctx context.Context, auth *ca.Authorization, arrived cha
 		s.offered = s.offered || ch.Type == challenge.Persist01
 	}
 	ch, err := auth.Pick(s.types)
-	if err != nil && isWildcard(s.host) && s.m.DNS == nil {
-		err = fmt.Errorf("%w; a wildcard needs dns-01: set the Manager's DNS to a provider", err)
+	if f, ok := err.(*ca.Failure); ok && isWildcard(s.host) && s.m.DNS == nil {
+		err = &ca.Failure{Class: f.Class, Step: f.Step, Err: fmt.Errorf("%w; a wildcard needs dns-01: set the Manager's DNS to a provider", f.Err)}
 	}
 	if err != nil {
 		return nil, err
@@ -1105,7 +1105,11 @@ func (m *Manager) logEvent(e Event) {
 	}
 	text("host", e.Host)
 	text("ca", e.CA)
-	text("err", event.Redact(e.Err))
+	err := e.Err
+	if he, ok := err.(*HostError); ok {
+		err = he.Err // the rest of it is in the other fields
+	}
+	text("err", event.Redact(err))
 	date("expires", e.NotAfter)
 	date("next", e.Next)
 	m.logger().LogAttrs(context.Background(), line.level, "letsencrypt: "+line.text, attrs...)

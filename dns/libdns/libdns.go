@@ -100,7 +100,7 @@ func (d *DNS) Present(ctx context.Context, domain, token, keyAuth string) error 
 	}
 	records, err := d.provider.AppendRecords(ctx, p.zone, []libdns.Record{p.record})
 	if err != nil {
-		return fmt.Errorf("libdns: %s: adding %s to zone %s (may these credentials change it?): %w",
+		return fmt.Errorf("libdns: %s: adding %s to zone %s (is the provider configured right, and may it change the zone?): %w",
 			domain, p, p.zone, err)
 	}
 	p.record = p.as(records)

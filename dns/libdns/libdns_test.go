@@ -297,7 +297,7 @@ func TestProviderFails(t *testing.T) {
 		f    func(context.Context, string, string, string) error
 		want string
 	}{
-		{d.Present, `adding the record c TXT "` + value + `" to zone other.test. (may these credentials change it?): bad token`},
+		{d.Present, `adding the record c TXT "` + value + `" to zone other.test. (is the provider configured right, and may it change the zone?): bad token`},
 		{d.CleanUp, `deleting the record c TXT "` + value + `" from zone other.test. (if it stays, delete it by hand): bad token`},
 	} {
 		err := tt.f(t.Context(), "c.example.test", token, keyAuth)

@@ -64,8 +64,11 @@ func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func
 	if err != nil {
 		return nil, nil, err
 	}
+	var present error
 	remove = func() {
-		d.cleanUp(ctx, domain, token, keyAuth)
+		if err := d.cleanUp(ctx, domain, token, keyAuth); err != nil && present == nil && d.Left != nil {
+			d.Left(name, err)
+		}
 		d.rest()
 		release()
 	}
@@ -73,9 +76,10 @@ func (d *DNS) Add(ctx context.Context, host, token, keyAuth string) (remove func
 	value := base64.RawURLEncoding.EncodeToString(digest[:])
 	call, cancel := context.WithTimeout(ctx, providerTime)
 	defer cancel()
-	if err := d.Provider.Present(call, domain, token, keyAuth); err != nil && !d.isThere(ctx, name, value) {
+	present = d.Provider.Present(call, domain, token, keyAuth)
+	if present != nil && !d.isThere(ctx, name, value) {
 		remove() // it may have been set all the same
-		return nil, nil, fmt.Errorf("the DNS provider can't set the record %s: %w", name, err)
+		return nil, nil, fmt.Errorf("the DNS provider can't set the record %s: %w", name, present)
 	}
 	timeout, interval := d.times()
 	wait, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not seen within %v", timeout))
@@ -98,12 +102,10 @@ func (d *DNS) isThere(ctx context.Context, name, value string) bool {
 
 // cleanUp takes a record away, also when the work that it was for was called
 // off. An error is none of the order's: the record does no harm.
-func (d *DNS) cleanUp(ctx context.Context, domain, token, keyAuth string) {
+func (d *DNS) cleanUp(ctx context.Context, domain, token, keyAuth string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), providerTime)
 	defer cancel()
-	if err := d.Provider.CleanUp(ctx, domain, token, keyAuth); err != nil && d.Left != nil {
-		d.Left(recordName(domain), err)
-	}
+	return d.Provider.CleanUp(ctx, domain, token, keyAuth)
 }
 
 func recordName(domain string) string { return "_acme-challenge." + domain }

@@ -117,9 +117,9 @@ func TestLibdnsRefused(t *testing.T) {
 		d            *libdns.DNS
 		domain, want string
 	}{
-		{b.libdnsWith(mainKey, newSecret()), "example.test", "to zone example.test. (may these credentials change it?)"},
-		{b.libdnsWith("unknown", newSecret()), "example.test", "to zone example.test. (may these credentials change it?)"},
-		{b.libdns(challengeKey), "example.test", "to zone example.test. (may these credentials change it?)"},
+		{b.libdnsWith(mainKey, newSecret()), "example.test", "to zone example.test. (is the provider configured right, and may it change the zone?)"},
+		{b.libdnsWith("unknown", newSecret()), "example.test", "to zone example.test. (is the provider configured right, and may it change the zone?)"},
+		{b.libdns(challengeKey), "example.test", "to zone example.test. (is the provider configured right, and may it change the zone?)"},
 		{b.libdns(mainKey), "elsewhere.test", "finding the zone of _acme-challenge.elsewhere.test.: there is none"},
 	} {
 		err := tt.d.Present(t.Context(), tt.domain, token, oneAuth)
