@@ -662,6 +662,7 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 	m.pardonLocked()
 	m.setLocked(record(kindRegister, onlyOne, registration{Email: email, Prompted: prompt != nil}))
 	m.mu.Unlock()
+	a.account.Retry()
 	client, err := a.account.Client(ctx)
 	switch {
 	case err == nil && !had:
@@ -1137,8 +1138,10 @@ func (m *Manager) replace(ctx context.Context, name, hash string, compromised bo
 		if err == nil {
 			err = m.await(ctx, f)
 		}
-		if err != nil {
-			return &HostError{Host: name, Err: fmt.Errorf("there is no new certificate: %w", err)}
+		if he, ok := err.(*HostError); ok {
+			return &HostError{Host: name, CA: he.CA, Err: fmt.Errorf("there is no new certificate: %w", he.Err), Retry: he.Retry}
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil

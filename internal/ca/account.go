@@ -41,7 +41,8 @@ type Account struct {
 	client *Client    // nil while there is none
 	reader *Client    // without an account
 	tries  int        // attempts to make the account so far
-	failed error      // what came of the last
+	tried  time.Time  // when the last ended
+	failed error      // what came of it
 	terms  outcome    // of the last terms that had changed
 }
 
@@ -78,6 +79,17 @@ func (a *Account) Reader() *Client {
 	return a.reader
 }
 
+// settleTime is how long a failure to make the account is everybody's, lest
+// those ask again that set out before it was known.
+const settleTime = time.Second
+
+// Retry has the account asked for again, whatever just failed.
+func (a *Account) Retry() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed = nil
+}
+
 // Client returns a client with the account, which it makes if there is none. If
 // that failed for another caller meanwhile, it failed for this one.
 func (a *Account) Client(ctx context.Context) (*Client, error) {
@@ -95,7 +107,7 @@ func (a *Account) Client(ctx context.Context) (*Client, error) {
 	}
 	a.mu.Lock()
 	c, failed := a.client, a.failed
-	if a.tries == tries {
+	if a.tries == tries && time.Since(a.tried) > settleTime {
 		failed = nil // before we came
 	}
 	a.mu.Unlock()
@@ -105,9 +117,9 @@ func (a *Account) Client(ctx context.Context) (*Client, error) {
 	c, err = a.open(ctx, contact)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.client = c; ctx.Err() == nil { // else it is no outcome for others
-		a.failed = err
-		a.tries++
+	a.client = c
+	if f, ok := errors.AsType[*Failure](err); ctx.Err() == nil && !(ok && f.Class == Ours) { // else it is no outcome for others
+		a.tries, a.tried, a.failed = a.tries+1, time.Now(), err
 	}
 	return c, err
 }
