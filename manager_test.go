@@ -3,6 +3,7 @@ package letsencrypt_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -2846,6 +2847,34 @@ func TestNoServerName(t *testing.T) {
 	}
 }
 
+func TestNoServerNameAtAnAddressOffTheList(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const addr, host = "192.0.2.7", "a.example.com"
+		ca := catest.New(t)
+		ca.Lifetime = 6 * day
+		m := newManager(t, ca)
+		m.SetHosts([]string{addr, host})
+		if err := m.Manage(t.Context(), addr, host); err != nil {
+			t.Fatal(err)
+		}
+		want := func(name string) {
+			t.Helper()
+			cert, err := m.GetCertificate(&tls.ClientHelloInfo{Conn: client{local: tcpAddr(addr, 443), remote: tcpAddr("192.0.2.99", 4711)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := parseLeaf(t, cert.Certificate[0]).VerifyHostname(name); err != nil {
+				t.Error(err)
+			}
+		}
+		want(addr)
+		m.SetHosts([]string{host})
+		want(addr) // as long as it is good
+		pass(7 * day)
+		want(host)
+	})
+}
+
 // Being seen.
 
 func TestStatus(t *testing.T) {
@@ -3009,6 +3038,19 @@ func TestHandshakesAllocateNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { m.GetCertificate(refused) }); n > 10 {
 		t.Errorf("a refusal allocates %v times, want 10 at most", n)
 	}
+}
+
+func TestHandshakeBelowAWildcardAllocatesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := newDNSManager(t, catest.New(t))
+		m.SetHosts([]string{"*.example.com"})
+		hello := &tls.ClientHelloInfo{ServerName: "a.example.com"}
+		mustGet(t, m, hello.ServerName)
+		synctest.Wait()
+		if n := testing.AllocsPerRun(1000, func() { m.GetCertificate(hello) }); n != 0 {
+			t.Errorf("a handshake for a name below a wildcard allocates %v times, want 0", n)
+		}
+	})
 }
 
 func TestRefusalsTakeNoMemory(t *testing.T) {
@@ -3714,6 +3756,65 @@ func TestShutdownTakesTheRecordAway(t *testing.T) {
 	})
 }
 
+func TestTwoOfATXTNameTakeTurnsBelowAWildcard(t *testing.T) {
+	for _, cname := range []string{"", "lb.example.org."} {
+		t.Run(cname, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				m, z := newDNSManager(t, ca)
+				z.wildcard = cname
+				ca.Fault(catest.On("challenge", 1, catest.Slow(20*time.Second)))
+				var wg sync.WaitGroup
+				for _, host := range []string{"example.com", "*.example.com"} {
+					wg.Go(func() {
+						if err := m.Manage(t.Context(), host); err != nil {
+							t.Error(err)
+						}
+					})
+					pass(15 * time.Second) // the first one's record is set, and seen
+				}
+				wg.Wait()
+				z.wantCleanedUp(t, 2)
+			})
+		})
+	}
+}
+
+// A slowZone has records that nobody ever sees in example.org, and takes as long
+// as some of lego's providers to give up on them.
+type slowZone struct{ *zone }
+
+func (slowZone) Timeout() (timeout, interval time.Duration) { return time.Hour, 15 * time.Second }
+
+func (s slowZone) Present(ctx context.Context, domain, token, keyAuth string) error {
+	if strings.HasSuffix(domain, ".example.org") {
+		return nil
+	}
+	return s.zone.Present(ctx, domain, token, keyAuth)
+}
+
+func TestRecordsThatAreNotSeenKeepNobodyWaiting(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, z := newDNSManager(t, catest.New(t))
+		m.DNS = slowZone{z}
+		var unseen []string
+		for i := range 40 { // more than one CA is asked for at once
+			unseen = append(unseen, fmt.Sprintf("h%d.example.org", i))
+		}
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		wg.Go(func() { m.Manage(ctx, unseen...) })
+		pass(10 * time.Second)
+		for _, host := range []string{"192.0.2.7", "good.example.com"} {
+			if err := m.Manage(deadline(t, time.Minute), host); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // Records of dns-persist-01.
 
 func TestWildcardWithoutProviderSaysWhatToSet(t *testing.T) {
@@ -3790,6 +3891,25 @@ func TestRecordOfAPersonIsTheLastResort(t *testing.T) {
 		wantHostError(t, m.Renew(t.Context(), host), host)
 		wantCount(t, ca, "newOrder", 8)
 		mustGet(t, m, host)
+	})
+}
+
+func TestRecordOfAPersonIsLookedForWhateverOtherCAsSay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "*.example.com"
+		first, second := newCA(t, "one.test"), newCA(t, "two.test") // which has no challenge for it
+		first.Challenges = []string{"tls-alpn-01", "http-01", "dns-01", "dns-persist-01"}
+		m := newManager(t, first, second)
+		m.Limit = unlimited()
+		z := newZone(m, first, second)
+		m.SetHosts([]string{host})
+		wantHostError(t, m.Manage(t.Context(), host), host)
+		pass(5 * day)
+		z.set("_validation-persist.example.com", fmt.Sprintf("one.test; accounturi=%s; policy=wildcard", first.Accounts()[0].URL))
+		pass(time.Hour + 2*time.Minute)
+		if s := m.Status(host)[0]; s.Challenge != "dns-persist-01" || s.CA != first.Directory() {
+			t.Errorf("Status = %+v, want a certificate of the first CA", s)
+		}
 	})
 }
 
@@ -4036,6 +4156,421 @@ func TestRevokeTriesUntilTheCAAnswers(t *testing.T) {
 		defer cancel()
 		if err := m.Revoke(ctx, host, acme.CRLReasonUnspecified); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Revoke = %v, want %v", err, context.DeadlineExceeded)
+		}
+	})
+}
+
+// revoked returns which of the certificates issued for a host the CA has
+// revoked, by number.
+func revoked(ca *catest.CA, host string) []int {
+	var list []int
+	for i, leaf := range ca.Issued(host) {
+		if _, _, ok := ca.Revoked(leaf); ok {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+func wantRevoked(t *testing.T, ca *catest.CA, host string, want ...int) {
+	t.Helper()
+	if got := revoked(ca, host); !slices.Equal(got, want) {
+		t.Errorf("of %d certificates %v are revoked, want %v", len(ca.Issued(host)), got, want)
+	}
+}
+
+// wantServed checks which of the certificates issued for a host is served, by
+// number.
+func wantServed(t *testing.T, m *letsencrypt.Manager, ca *catest.CA, host string, want int) {
+	t.Helper()
+	leaf := mustGet(t, m, host)
+	if got := slices.IndexFunc(ca.Issued(host), leaf.Equal); got != want {
+		t.Errorf("certificate %d of %d is served, want %d", got, len(ca.Issued(host)), want)
+	}
+}
+
+func TestReasonThatIsNoSubscribersIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		mustGet(t, m, host)
+		asked := ca.Count("")
+		for _, reason := range []acme.CRLReasonCode{-1, 2, 6, 7, 8, 9, 10, 99} {
+			wantHostError(t, m.Revoke(t.Context(), host, reason), host)
+		}
+		wantCount(t, ca, "", asked)
+		wantServed(t, m, ca, host, 0)
+	})
+}
+
+func TestRevocationIsSeenThrough(t *testing.T) {
+	limited := catest.Problem(429, "rateLimited", "too many revocations", "3600")
+	for _, tt := range []struct {
+		name    string
+		fault   catest.Script
+		restart bool
+		want    int // the one that is served
+	}{
+		{"the CA limits revocations", catest.On("revokeCert", 0, limited), false, 1},
+		{"and a restart", catest.On("revokeCert", 0, limited), true, 1},
+		{"the CA fails to revoke", catest.On("revokeCert", 0, catest.HTML(502, "")), false, 1},
+		{"and a restart", catest.On("revokeCert", 0, catest.HTML(502, "")), true, 1},
+		{"the CA is down", catest.Down, false, 1},
+		{"and a restart", catest.Down, true, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				file := filepath.Join(t.TempDir(), "state")
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				if err := m.CacheFile(file); err != nil {
+					t.Fatal(err)
+				}
+				m.SetHosts([]string{host})
+				mustGet(t, m, host)
+				key := keyOf(t, m, host)
+				ca.Fault(tt.fault)
+				start := time.Now()
+				wantHostError(t, m.Revoke(deadline(t, 5*time.Minute), host, acme.CRLReasonKeyCompromise), host)
+				if took := time.Since(start); took > 5*time.Minute {
+					t.Errorf("Revoke took %v", took)
+				}
+				wantRevoked(t, ca, host)
+				if tt.restart {
+					shutdown(t, m)
+					m = newManager(t, ca)
+					if err := m.CacheFile(file); err != nil {
+						t.Fatal(err)
+					}
+					mustGet(t, m, host)
+				}
+				ca.Fault(nil)
+				pass(3 * time.Hour)
+				wantRevoked(t, ca, host, 0)
+				wantServed(t, m, ca, host, tt.want)
+				if onDisk, err := os.ReadFile(file); err != nil || strings.Contains(string(onDisk), key) || strings.Contains(m.Marshal(), key) {
+					t.Errorf("the compromised key is in state or file, or %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestRevokeAgainRevokesTheSame(t *testing.T) {
+	for _, reason := range []acme.CRLReasonCode{acme.CRLReasonSuperseded, acme.CRLReasonKeyCompromise} {
+		t.Run(fmt.Sprint(reason), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				mustGet(t, m, host)
+				ca.Fault(catest.On("revokeCert", 0, catest.HTML(502, "")))
+				if err := m.Revoke(deadline(t, time.Minute), host, reason); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("Revoke = %v, want %v", err, context.DeadlineExceeded)
+				}
+				ca.Fault(nil)
+				if err := m.Revoke(t.Context(), host, reason); err != nil {
+					t.Fatal(err)
+				}
+				wantRevoked(t, ca, host, 0)
+				wantServed(t, m, ca, host, 1)
+				wantCount(t, ca, "newOrder", 2)
+			})
+		})
+	}
+}
+
+func TestRevokeAgainObtainsWhatTheFirstCouldNot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint == "newOrder" || endpoint == "revokeCert" {
+				return catest.Problem(429, "rateLimited", "too many", "86400")
+			}
+			return nil
+		})
+		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
+		wantServed(t, m, ca, host, 0)
+		ca.Fault(catest.On("newOrder", 0, catest.Problem(429, "rateLimited", "too many", "86400")))
+		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
+		wantRevoked(t, ca, host, 0)
+		if leaf, err := get(m, host); err == nil {
+			t.Errorf("GetCertificate = %v, want none", leaf.SerialNumber)
+		}
+		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host) // there is none to revoke
+		ca.Fault(nil)
+		pass(26 * time.Hour)
+		wantRevoked(t, ca, host, 0)
+		wantServed(t, m, ca, host, 1)
+	})
+}
+
+func TestRevokeWithoutTheAccountThatOrdered(t *testing.T) {
+	const host = "a.example.com"
+	for _, tt := range []struct {
+		name string
+		lose func(t *testing.T, m *letsencrypt.Manager, ca *catest.CA)
+	}{
+		{"forgotten", func(_ *testing.T, _ *letsencrypt.Manager, ca *catest.CA) { ca.ForgetAccounts() }},
+		{"deactivated", func(_ *testing.T, _ *letsencrypt.Manager, ca *catest.CA) { ca.DeactivateAccounts() }},
+		{"replaced", func(t *testing.T, m *letsencrypt.Manager, ca *catest.CA) {
+			other := newManager(t, ca)
+			mustGet(t, other, "b.example.com")
+			point([]*catest.CA{ca}, m.TLSConfig(), m)
+			if err := m.Unmarshal(other.Marshal()); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				mustGet(t, m, host)
+				tt.lose(t, m, ca)
+				if err := m.Revoke(t.Context(), host, acme.CRLReasonCessationOfOperation); err != nil {
+					t.Error(err)
+				}
+				wantRevoked(t, ca, host, 0)
+			})
+		})
+	}
+}
+
+func TestOrderBringsNoCompromisedKeyBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.SetHosts([]string{host})
+		var begun string // the state, while the order is under way
+		ca.Fault(func(endpoint string, n int, _ *http.Request) catest.Response {
+			if endpoint == "finalize" && n == 1 {
+				begun = m.Marshal()
+			}
+			return nil
+		})
+		mustGet(t, m, host)
+		key := keyOf(t, m, host)
+		if !strings.Contains(begun, key) {
+			t.Fatal("no order has the key")
+		}
+		if err := m.Unmarshal(begun); err != nil { // as after a crash
+			t.Fatal(err)
+		}
+		refuse := func([]string, string) *catest.Error { return rateLimited("3600") }
+		ca.Change(func(c *catest.Config) { c.RefuseOrder = refuse })
+		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
+		wantRevoked(t, ca, host, 0)
+		if strings.Contains(m.Marshal(), key) {
+			t.Error("the compromised key is in the state")
+		}
+		ca.Change(func(c *catest.Config) { c.RefuseOrder = nil })
+		m.SetHosts([]string{host})
+		pass(3 * time.Hour)
+		wantServed(t, m, ca, host, 1)
+	})
+}
+
+func TestEachCompromisedKeyStaysOut(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		var keys, blobs []string
+		for range 3 {
+			mustGet(t, m, host)
+			keys, blobs = append(keys, keyOf(t, m, host)), append(blobs, m.Marshal())
+			if err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, blob := range blobs {
+			if err := m.Unmarshal(blob); err != nil {
+				t.Fatal(err)
+			}
+			wantServed(t, m, ca, host, 3)
+			for i, key := range keys {
+				if strings.Contains(m.Marshal(), key) {
+					t.Errorf("compromised key %d came back", i)
+				}
+			}
+		}
+	})
+}
+
+func TestMarkLivesAsLongAsTheCertificate(t *testing.T) {
+	for _, reason := range []acme.CRLReasonCode{acme.CRLReasonKeyCompromise, acme.CRLReasonCessationOfOperation} {
+		t.Run(fmt.Sprint(reason), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				ca := catest.New(t)
+				ca.Lifetime = 12 * day
+				m := newManager(t, ca)
+				leaf := mustGet(t, m, host)
+				key, blob := keyOf(t, m, host), m.Marshal()
+				ca.Change(func(c *catest.Config) {
+					c.RefuseOrder = func([]string, string) *catest.Error { return rateLimited("3600") }
+				})
+				m.Revoke(t.Context(), host, reason) // one of them returns that there is no new one
+				pass(time.Until(leaf.NotAfter) - time.Hour)
+				if err := m.Unmarshal(blob); err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(m.Marshal(), key) {
+					t.Error("the revoked certificate is back")
+				}
+				pass(2 * time.Hour)
+				if strings.Contains(m.Marshal(), "\nrevoked ") {
+					t.Error("there is a record still, although the certificate has expired")
+				}
+			})
+		})
+	}
+}
+
+func TestSupersededKeyMayBeUsedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.NewKey = func() (crypto.Signer, error) { return key, nil }
+		mustGet(t, m, host)
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonSuperseded); err != nil {
+			t.Fatal(err)
+		}
+		wantRevoked(t, ca, host, 0)
+		wantServed(t, m, ca, host, 1)
+		wantCount(t, ca, "newOrder", 2)
+	})
+}
+
+func TestCessationWaitsForTheOrderUnderWay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		ca.Fault(catest.On("finalize", 1, catest.Slow(time.Minute)))
+		var wg sync.WaitGroup
+		wg.Go(func() { m.Renew(t.Context(), host) })
+		pass(time.Second)
+		m.SetHosts([]string{})
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonCessationOfOperation); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		pass(time.Hour)
+		if got := revoked(ca, host); !slices.Contains(got, 1) || len(ca.Issued(host)) != 2 {
+			t.Errorf("of %d certificates %v are revoked, want the newest of 2", len(ca.Issued(host)), got)
+		}
+		if leaf, err := get(m, host); err == nil {
+			t.Errorf("GetCertificate = %v, want none", leaf.SerialNumber)
+		}
+	})
+}
+
+func TestRevocationOfAnotherProcessIsTakenOverAfterTenMinutes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		file := filepath.Join(t.TempDir(), "state")
+		ca := catest.New(t)
+		died, m := newManager(t, ca), newManager(t, ca)
+		for _, m := range []*letsencrypt.Manager{died, m} {
+			m.Limit = unlimited()
+			if err := m.CacheFile(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		point([]*catest.CA{ca}, died.TLSConfig(), died)
+		mustGet(t, died, host)
+		key := keyOf(t, died, host)
+		ca.Fault(catest.On("revokeCert", 0, catest.HTML(502, "")))
+		wantHostError(t, died.Revoke(deadline(t, time.Minute), host, acme.CRLReasonKeyCompromise), host)
+		shutdown(t, died)
+		point([]*catest.CA{ca}, m.TLSConfig(), m)
+		ca.Fault(nil)
+		start := time.Now()
+		mustGet(t, m, "b.example.com") // has the file read
+		pass(9 * time.Minute)
+		if n := requests(ca, "revokeCert", start, time.Now()); n != 0 {
+			t.Errorf("asked %d times to revoke it, want 0: the other process may be at it", n)
+		}
+		pass(time.Until(start.Add(12 * time.Minute)))
+		wantRevoked(t, ca, host, 0)
+		wantServed(t, m, ca, host, 1)
+		if onDisk, err := os.ReadFile(file); err != nil || strings.Contains(string(onDisk), key) {
+			t.Errorf("the compromised key is in the file, or %v", err)
+		}
+	})
+}
+
+func TestTwoProcessesRevokeAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := []string{"a.example.com", "b.example.com"}
+		file := filepath.Join(t.TempDir(), "state")
+		ca := catest.New(t)
+		var ms []*letsencrypt.Manager
+		var keys []string
+		ca.TLS = func(host string) *tls.Config { return ms[slices.Index(hosts, host)].TLSConfig() }
+		for _, host := range hosts {
+			m := newManager(t)
+			m.CAs = []letsencrypt.CA{{Directory: ca.Directory(), Client: ca.Client()}}
+			ms = append(ms, m)
+			m.Limit = unlimited()
+			if err := m.CacheFile(file); err != nil {
+				t.Fatal(err)
+			}
+			mustGet(t, m, host)
+			keys = append(keys, keyOf(t, m, host))
+		}
+		n := 0
+		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint == "revokeCert" {
+				n++
+				return catest.Slow(time.Duration(n) * time.Second)
+			}
+			return nil
+		})
+		var wg sync.WaitGroup
+		for i, m := range ms {
+			wg.Go(func() {
+				if err := m.Revoke(t.Context(), hosts[i], acme.CRLReasonKeyCompromise); err != nil {
+					t.Error(err)
+				}
+				if strings.Contains(m.Marshal(), keys[i]) {
+					t.Error("Revoke has returned, and the compromised key is in the state")
+				}
+			})
+		}
+		wg.Wait()
+		pass(time.Hour)
+		onDisk, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, host := range hosts {
+			wantRevoked(t, ca, host, 0)
+			for _, m := range ms {
+				if strings.Contains(m.Marshal(), keys[i]) || strings.Contains(string(onDisk), keys[i]) {
+					t.Errorf("the compromised key of %s is in the state", host)
+				}
+			}
 		}
 	})
 }
@@ -4431,6 +4966,177 @@ func TestMustStapleWaitsForItsStaple(t *testing.T) {
 		}
 		pass(time.Until(leaf.NotAfter) + time.Minute)
 		mustGet(t, m, host) // without a staple rather than not at all
+	})
+}
+
+// unstapled has the responder answer for one certificate alone, truly.
+func (r *responder) unstapled(known *x509.Certificate) {
+	r.set(func(n *big.Int, good []byte) ([]byte, error) {
+		if n.Cmp(known.SerialNumber) != 0 {
+			return nil, errors.New("not here yet")
+		}
+		if _, _, ok := r.ca.Revoked(known); ok {
+			return r.sign(n, ocsp.Revoked, day), nil
+		}
+		return good, nil
+	})
+}
+
+func TestRevokedCertificateIsServedNoMoreThoughTheNewOneHasNoStaple(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		reason acme.CRLReasonCode
+		renew  bool // so that the one in the state waits for its staple
+	}{
+		{"compromised", acme.CRLReasonKeyCompromise, false},
+		{"superseded", acme.CRLReasonSuperseded, false},
+		{"compromised while another waits", acme.CRLReasonKeyCompromise, true},
+		{"superseded while another waits", acme.CRLReasonSuperseded, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				ca := catest.New(t)
+				m, r := newResponder(t, ca)
+				m.MustStaple = true
+				m.Limit = unlimited()
+				m.SetHosts([]string{host})
+				r.unstapled(mustGet(t, m, host))
+				want, gone := 1, []int{0}
+				if tt.renew {
+					if err := m.Renew(t.Context(), host); err != nil {
+						t.Fatal(err)
+					}
+					wantServed(t, m, ca, host, 0)
+					want, gone = 2, []int{0, 1}
+				}
+				if err := m.Revoke(t.Context(), host, tt.reason); err != nil {
+					t.Fatal(err)
+				}
+				wantRevoked(t, ca, host, gone...)
+				wantServed(t, m, ca, host, want)
+				pass(3 * day)
+				wantRevoked(t, ca, host, gone...)
+				wantServed(t, m, ca, host, want) // and no further one is ordered
+			})
+		})
+	}
+}
+
+func TestRevokeWhileTheNewOneWaitsForItsStaple(t *testing.T) {
+	for _, reason := range []acme.CRLReasonCode{acme.CRLReasonSuperseded, acme.CRLReasonKeyCompromise} {
+		t.Run(fmt.Sprint(reason), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				ca := catest.New(t)
+				m, r := newResponder(t, ca)
+				m.MustStaple = true
+				m.Limit = unlimited()
+				m.SetHosts([]string{host})
+				mustGet(t, m, host)
+				r.hangs.Store(true)
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				wg.Go(func() { m.Renew(t.Context(), host) })
+				pass(time.Second) // it is in the state, and not served yet
+				if n := len(ca.Issued(host)); n != 2 {
+					t.Fatalf("%d certificates, want 2", n)
+				}
+				if err := m.Revoke(t.Context(), host, reason); err != nil {
+					t.Fatal(err)
+				}
+				wantRevoked(t, ca, host, 0, 1)
+				wantServed(t, m, ca, host, 2)
+			})
+		})
+	}
+}
+
+func TestMustStapleWithoutResponderIsServedAsItIs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.MustStaple = true
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		wantServed(t, m, ca, host, 0)
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		wantServed(t, m, ca, host, 1)
+		m = restart(t, m, ca)
+		wantServed(t, m, ca, host, 1)
+	})
+}
+
+func TestStapleIsDroppedInTimeThoughTheResponderHangs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, r := newResponder(t, catest.New(t))
+		m.Limit = unlimited()
+		hosts := hostNames(30) // several times what is asked for at once
+		m.SetHosts(hosts)
+		if err := m.Manage(t.Context(), hosts...); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		first, last := time.Now().Add(r.life), time.Time{}
+		for _, host := range hosts {
+			resp := stapleOf(t, m, host)
+			if resp == nil {
+				t.Fatalf("%s has no staple", host)
+			}
+			if resp.NextUpdate.Before(first) {
+				first = resp.NextUpdate
+			}
+			if resp.NextUpdate.After(last) {
+				last = resp.NextUpdate
+			}
+		}
+		r.hangs.Store(true)
+		defer r.hangs.Store(false)
+		for pass(time.Until(first)); time.Now().Before(last.Add(time.Minute)); pass(2 * time.Second) {
+			for _, host := range hosts {
+				cert, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: host})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if cert.OCSPStaple == nil {
+					continue
+				}
+				resp, err := ocsp.ParseResponse(cert.OCSPStaple, nil)
+				if err != nil || time.Since(resp.NextUpdate) > 15*time.Second { // a question may be under way
+					t.Fatalf("staple of %s at %v: %+v, %v, want none that is out of date", host, time.Now(), resp, err)
+				}
+			}
+		}
+	})
+}
+
+func TestOwnStapleLeavesWithItsCertificate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		ca.Lifetime = 4 * day // and its staple's is such that no newer one is asked for
+		issues, r := newResponder(t, ca)
+		cert, err := issues.Cert(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := *cert
+		own.OCSPStaple = r.sign(cert.Leaf.SerialNumber, ocsp.Good, 10*day)
+		m := newManager(t)
+		m.SetHosts([]string{})
+		mustAdd(t, m, own)
+		wantOwn(t, m, own, host)
+		pass(time.Minute)
+		if stapleOf(t, m, host) == nil || !strings.Contains(m.Marshal(), "\nstaple ") {
+			t.Fatal("the staple is not served, or not kept")
+		}
+		pass(10 * day)
+		if strings.Contains(m.Marshal(), "\nstaple ") {
+			t.Error("there is a record still, although the certificate has expired")
+		}
 	})
 }
 
