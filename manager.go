@@ -267,10 +267,8 @@ type authority struct {
 
 // The errors that a HostError may wrap.
 var (
-	// ErrHostNotAllowed says that the program's settings refuse the host.
-	ErrHostNotAllowed = errors.New("host not allowed")
-	// ErrRateLimited says that the Manager's own limits are used up for now.
-	ErrRateLimited = errors.New("rate limited")
+	ErrHostNotAllowed = errors.New("host not allowed") // the program's settings refuse it
+	ErrRateLimited    = errors.New("rate limited")     // the Manager's own limits are used up for now
 )
 
 // A HostError says why a host has no certificate, or not a new one.
@@ -331,11 +329,12 @@ type Event struct {
 // A host is a name that we hold a certificate for, or want one for, or failed
 // to obtain one for. But for the atomic fields it is guarded by m.mu.
 type host struct {
-	name  string                          // canonical
-	place queue.Item[*host]               // in m.due
-	leaf  atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
-	asked atomic.Bool                     // a client did, since the last issuance
-	next  *stapled                        // takes the leaf's place with its first staple, or when that dies; mostly nil
+	name   string                          // canonical
+	place  queue.Item[*host]               // in m.due
+	leaf   atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
+	asked  atomic.Bool                     // a client did, since the last issuance
+	next   *stapled                        // takes the leaf's place with its first staple, or when that dies; mostly nil
+	before *certRecord                     // of the leaf, while the state has another; mostly nil
 
 	notBefore, notAfter int64 // of the certificate, Unix seconds; zero: there is none
 	renewal             int64 // its moment, Unix nanoseconds
@@ -464,8 +463,14 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if challenge.IsValidation(hello) {
 		return m.validation(hello)
 	}
-	if leaf := m.ready(hello.ServerName); leaf != nil {
-		return leaf, nil
+	if !m.own.Any() {
+		h := m.hosts.Get(hello.ServerName)
+		if h == nil {
+			h = m.wildcard(hello.ServerName)
+		}
+		if leaf := h.ready(); leaf != nil {
+			return leaf, nil
+		}
 	}
 	name, err := m.helloName(hello)
 	if err != nil {
@@ -565,24 +570,22 @@ func (m *Manager) Revoke(ctx context.Context, host string, reason acme.CRLReason
 	if err != nil {
 		return &HostError{Host: quote(host), Err: err}
 	}
-	for hash, was, ok := m.unfinished(name); ok; hash, was, ok = m.unfinished(name) {
-		if err := m.finishRevocation(ctx, hash); err != nil || was == reason {
-			return err
-		}
+	if done, err := m.finishBegun(ctx, name, reason); done {
+		return err
 	}
-	hash, err := m.startRevocation(ctx, name, reason)
+	current, marked, err := m.startRevocation(ctx, name, reason)
 	if err != nil {
 		return &HostError{Host: name, Err: err}
 	}
 	compromised := reason == acme.CRLReasonKeyCompromise
 	if reason != acme.CRLReasonCessationOfOperation {
-		err = m.replace(ctx, name, hash, compromised)
+		err = m.replace(ctx, name, current, compromised)
 	}
 	if err != nil && !compromised {
-		m.dropRevocations(name)
+		m.dropRevocations(marked)
 		return err
 	}
-	return errors.Join(err, m.finishRevocation(ctx, hash), m.finishOthers(ctx, name))
+	return errors.Join(err, m.finishRevocations(ctx, marked))
 }
 
 // obtain asks the CAs for a certificate, one after the other until one issues

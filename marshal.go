@@ -103,6 +103,11 @@ type revocation struct {
 func (r *revocation) pending() bool     { return r.Leaf != nil }
 func (r *revocation) compromised() bool { return r.Reason == acme.CRLReasonKeyCompromise }
 
+// waits reports whether the certificate is revoked when it was replaced only.
+func (r *revocation) waits() bool {
+	return r.pending() && !r.compromised() && r.Reason != acme.CRLReasonCessationOfOperation
+}
+
 type stapleRecord struct {
 	Leaf     string `json:"leaf"`     // the hash of that it is about
 	Until    int64  `json:"until"`    // when it is out of date, Unix seconds
@@ -255,7 +260,7 @@ func (m *Manager) Unmarshal(enc string) error {
 	}
 	m.listSet = true
 	for _, r := range records {
-		if r.Kind() != kindCert || m.laterLocked(r) {
+		if r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
 			m.setLocked(r)
 		}
 	}
@@ -402,17 +407,32 @@ func (m *Manager) barredLocked(r journal.Record) bool {
 	return was != nil && !was.pending() || m.barredKeyLocked(r.Name(), rec.Key)
 }
 
-// barredKeyLocked reports whether a private key for a host was compromised.
+// barredKeyLocked reports whether a private key for a host was compromised, and
+// the certificate that it had revoked.
 func (m *Manager) barredKeyLocked(host string, key []byte) bool {
+	r := m.compromisedLocked(host, key)
+	return r != nil && !r.pending()
+}
+
+// compromised reports whether a private key for a host is no secret.
+func (m *Manager) compromised(host string, key []byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.compromisedLocked(host, key) != nil
+}
+
+// compromisedLocked returns the revocation, done if one is, of a certificate with
+// the private key, that is for its compromise.
+func (m *Manager) compromisedLocked(host string, key []byte) (found *revocation) {
 	if !m.revokedHosts[host] {
-		return false
+		return nil
 	}
 	for _, r := range m.revocations {
-		if r.Host == host && r.compromised() && !r.pending() && r.Public == publicHash(key) {
-			return true
+		if r.Host == host && r.compromised() && r.Public == publicHash(key) && (found == nil || !r.pending()) {
+			found = r
 		}
 	}
-	return false
+	return found
 }
 
 // publicHash returns the hash of the public key to a private one, "" if there is
@@ -789,7 +809,7 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 	m.mu.Unlock()
 	var err error
 	// One whose key the certificate has was seen through, and then we crashed.
-	if ok && begun.CA == a.Directory && begun.Account == client.KID() && !bytes.Equal(begun.Key, rec.Key) {
+	if ok && begun.CA == a.Directory && begun.Account == client.KID() && !bytes.Equal(begun.Key, rec.Key) && !m.compromised(h.name, begun.Key) {
 		j.OrderURL, j.key = begun.URL, begun.Key
 		j.Key, err = parseKey(begun.Key)
 	}
@@ -799,11 +819,8 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 			return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: err}
 		}
 	}
-	m.mu.Lock()
-	barred := m.barredKeyLocked(h.name, j.key)
-	m.mu.Unlock()
-	if barred {
-		return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: errors.New("NewKey made one that was revoked as compromised")}
+	if m.compromised(h.name, j.key) {
+		return nil, &ca.Failure{Class: ca.Ours, Step: "making the key", Err: errors.New("NewKey made one that is compromised: see Revoke")}
 	}
 	if none == nil && rec.CA == a.Directory && rec.Account == client.KID() {
 		if leaf, err := x509.ParseCertificate(old.Certificate[0]); err == nil {
@@ -857,8 +874,12 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	if _, ok := m.log.Get(kindChain, records[0].Name()); ok {
 		records = records[1:] // most hosts have the same one
 	}
+	before, _, _ := m.readCert(h.name)
 	old := m.predecessor(h, c.Leaf)
 	m.mu.Lock()
+	if h.next == nil { // else what is served is from before that
+		h.before = &certRecord{CA: before.CA, Account: before.Account} // and no key
+	}
 	m.putLocked(records...)
 	delete(m.orders, h.name)
 	m.mu.Unlock()
@@ -924,6 +945,8 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), serve)
 	if wait {
 		h.next, s.until = s, until
+	} else {
+		h.before = nil
 	}
 	h.asked.Store(false)
 	h.since, h.poll = now, now.UnixNano()
@@ -1048,44 +1071,43 @@ var reasons = []acme.CRLReasonCode{acme.CRLReasonUnspecified, acme.CRLReasonKeyC
 	acme.CRLReasonAffiliationChanged, acme.CRLReasonSuperseded, acme.CRLReasonCessationOfOperation}
 
 // startRevocation keeps, durably, that a host's certificate is to be revoked, so
-// that whatever happens it will be, and returns its hash. If another is served,
-// until the one in the state has its first staple, that is to be revoked, too.
-func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.CRLReasonCode) (hash string, err error) {
+// that whatever happens it will be. If another is served, until the one in the
+// state has its first staple, that is to be revoked, too. It returns the hash of
+// the one in the state, and of all that were marked.
+func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.CRLReasonCode) (current string, marked []string, err error) {
 	if !slices.Contains(reasons, reason) {
-		return "", fmt.Errorf("reason %d is not a subscriber's to give", reason)
+		return "", nil, fmt.Errorf("reason %d is not a subscriber's to give", reason)
 	}
 	if reason == acme.CRLReasonCessationOfOperation { // which is not to come before an order's end
 		if err := m.settled(ctx, name); err != nil {
-			return "", err
+			return "", nil, err
 		}
 	}
 	rec, cert, err := m.readCert(name)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if rec.CA == "" {
-		return "", errors.New("it is not known which CA issued it")
+		return "", nil, errors.New("it is not known which CA issued it")
 	}
 	m.mu.Lock()
-	h := m.hosts.Get(name)
+	err = m.markLocked(&marked, name, rec.CA, rec.Account, cert, reason)
+	if h := m.hosts.Get(name); err == nil && h != nil && h.before != nil && h.leaf.Load() != nil {
+		err = m.markLocked(&marked, name, h.before.CA, h.before.Account, h.leaf.Load(), reason)
+	}
 	m.mu.Unlock()
-	certs := []*tls.Certificate{cert}
-	if h != nil && h.leaf.Load() != nil {
-		certs = append(certs, h.leaf.Load())
+	if err == nil {
+		err = m.sync()
 	}
-	for _, c := range certs {
-		if err := m.markForRevocation(name, rec, c, reason); err != nil {
-			return "", err
-		}
+	if err != nil {
+		m.dropRevocations(marked)
 	}
-	if err := m.sync(); err != nil {
-		m.dropRevocations(name)
-		return "", err
-	}
-	return leafHash(rec.Leaf), nil
+	return leafHash(rec.Leaf), marked, err
 }
 
-func (m *Manager) markForRevocation(name string, rec certRecord, cert *tls.Certificate, reason acme.CRLReasonCode) error {
+// markLocked marks a certificate for revocation, unless it is marked for a graver
+// reason.
+func (m *Manager) markLocked(marked *[]string, host, ca, account string, cert *tls.Certificate, reason acme.CRLReasonCode) error {
 	leaf, err := x509.ParseCertificate(cert.Certificate[0])
 	if err != nil {
 		return err
@@ -1095,34 +1117,58 @@ func (m *Manager) markForRevocation(name string, rec certRecord, cert *tls.Certi
 		return err
 	}
 	hash := leafHash(leaf.Raw)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.setLocked(record(kindRevoked, hash, revocation{Host: name, CA: rec.CA, Account: rec.Account, Reason: reason,
-		Until: leaf.NotAfter.Unix(), Public: publicHash(key), Leaf: leaf.Raw, Key: key}))
-	m.revocations[hash].trying = true // by Revoke
+	if was := m.revocations[hash]; was == nil || was.waits() {
+		m.setLocked(record(kindRevoked, hash, revocation{Host: host, CA: ca, Account: account, Reason: reason,
+			Until: leaf.NotAfter.Unix(), Public: publicHash(key), Leaf: leaf.Raw, Key: key}))
+	}
+	m.revocations[hash].trying = true // Revoke does
+	*marked = append(*marked, hash)
 	return nil
 }
 
-// dropRevocations gives up what was to be revoked of a host's.
-func (m *Manager) dropRevocations(name string) {
+// dropRevocations gives up revocations that were to follow a replacement.
+func (m *Manager) dropRevocations(marked []string) {
 	m.mu.Lock()
-	for hash, r := range m.revocations {
-		if r.Host == name && r.pending() {
+	for _, hash := range marked {
+		r := m.revocations[hash]
+		switch {
+		case r == nil:
+		case r.waits():
 			m.setLocked(journal.Delete(kindRevoked, hash))
+		default:
+			r.trying = false
 		}
 	}
 	m.mu.Unlock()
 	m.sync() // reports its error
 }
 
-// finishOthers revokes what else of a host's was marked.
-func (m *Manager) finishOthers(ctx context.Context, name string) error {
-	for hash, _, ok := m.unfinished(name); ok; hash, _, ok = m.unfinished(name) {
-		if err := m.finishRevocation(ctx, hash); err != nil {
-			return err
+// finishBegun finishes what Revoke began before with certificates for a host that
+// were replaced since, and reports whether there is nothing left to do.
+func (m *Manager) finishBegun(ctx context.Context, name string, reason acme.CRLReasonCode) (done bool, err error) {
+	current := m.current(name)
+	var begun []string
+	m.mu.Lock()
+	for hash, r := range m.revocations {
+		if r.Host == name && r.pending() && hash != current {
+			begun = append(begun, hash)
+			done = done || r.Reason == reason
 		}
 	}
-	return nil
+	m.mu.Unlock()
+	err = m.finishRevocations(ctx, begun)
+	return done || err != nil, err
+}
+
+// finishRevocations has the CA revoke what is marked.
+func (m *Manager) finishRevocations(ctx context.Context, marked []string) error {
+	var errs []error
+	for _, hash := range marked {
+		if err := m.finishRevocation(ctx, hash); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // replace obtains a certificate for a host in place of the one with the hash,
@@ -1171,20 +1217,6 @@ func (m *Manager) settled(ctx context.Context, name string) error {
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// unfinished returns the hash of a certificate for a host that was replaced and
-// is still to be revoked, and for what reason.
-func (m *Manager) unfinished(name string) (hash string, reason acme.CRLReasonCode, ok bool) {
-	current := m.current(name)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for hash, r := range m.revocations {
-		if r.Host == name && r.pending() && hash != current {
-			return hash, r.Reason, true
-		}
-	}
-	return "", 0, false
 }
 
 // finishRevocation has the CA revoke a certificate, and sees it out of the state.
@@ -1251,9 +1283,8 @@ func (m *Manager) seeToRevocationsLocked(now time.Time) {
 
 // tryRevocation is a revocation that nobody waits for.
 func (m *Manager) tryRevocation(hash string, r *revocation) {
-	waits := !r.compromised() && r.Reason != acme.CRLReasonCessationOfOperation // for its replacement
 	err := error(nil)
-	if !waits || m.current(r.Host) != hash {
+	if !r.waits() || m.current(r.Host) != hash {
 		err = m.finishRevocation(m.ctx, hash)
 	}
 	m.mu.Lock()

@@ -69,27 +69,26 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 	return "", errors.New("the client named no host, and there is no DefaultHost")
 }
 
-// ready returns the certificate for a name as a client sent it, nil if there is
-// anything to think about first.
-func (m *Manager) ready(name string) *tls.Certificate {
-	if m.own.Any() {
+// wildcard returns the wildcard above a name as a client sent it, nil if we have
+// none.
+func (m *Manager) wildcard(name string) *host {
+	if len(name) > hostname.MaxLen {
 		return nil
 	}
-	h := m.hosts.Get(name)
-	if h == nil && len(name) <= hostname.MaxLen {
-		var buf [hostname.MaxLen + len("*.")]byte
-		wild, ok := hostname.AppendWildcard(buf[:0], name)
-		if ok {
-			h = m.hosts.GetBytes(wild)
-		}
-	}
-	if h == nil {
+	var buf [hostname.MaxLen + len("*.")]byte
+	wild, ok := hostname.AppendWildcard(buf[:0], name)
+	if !ok {
 		return nil
 	}
-	if leaf := h.leaf.Load(); leaf != nil && h.asked.Load() {
-		return leaf
+	return m.hosts.GetBytes(wild)
+}
+
+// ready returns the certificate if a client has asked for it before.
+func (h *host) ready() *tls.Certificate {
+	if h == nil || !h.asked.Load() {
+		return nil
 	}
-	return nil
+	return h.leaf.Load()
 }
 
 // certificate returns the certificate that is to be served for a host, and
@@ -789,9 +788,10 @@ type stapled struct {
 
 	last     *staple.Response // the newest that was good; nil while there is none
 	looked   bool             // for one that was kept
-	failures int              // since then
-	told     bool             // that there is none
-	revoked  bool             // and so said
+	asking   bool
+	failures int  // since then
+	told     bool // that there is none
+	revoked  bool // and so said
 }
 
 // newStapled returns what is to be known of a host's certificate. A is the CA
@@ -847,6 +847,9 @@ func (m *Manager) seeToStapleLocked(s *stapled, now time.Time) {
 		m.swapLocked(s, s.base)
 		m.bareLocked(s, errors.New("the last one is out of date"))
 	}
+	if s.asking {
+		return
+	}
 	if m.staplings >= maxStaplings {
 		at := now.Add(time.Second)
 		if s.last != nil {
@@ -855,8 +858,11 @@ func (m *Manager) seeToStapleLocked(s *stapled, now time.Time) {
 		m.staples.Set(&s.place, earliest(at, s.until))
 		return
 	}
-	if m.goLocked(func() { m.refresh(s) }) {
+	if s.asking = m.goLocked(func() { m.refresh(s) }); s.asking {
 		m.staplings++
+	}
+	if s.last != nil {
+		m.staples.Set(&s.place, s.last.NextUpdate) // it may not live as long as the question takes
 	}
 }
 
@@ -866,6 +872,7 @@ func (m *Manager) refresh(s *stapled) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.staplings--
+	s.asking = false
 	now := time.Now().Round(0)
 	if !m.inPlaceLocked(s) || m.closed {
 		return
@@ -977,7 +984,7 @@ func (m *Manager) swapLocked(s *stapled, cert *tls.Certificate) {
 		m.own.Replace(s.served, cert)
 	case h.next == s:
 		h.leaf.Store(cert)
-		h.next = nil
+		h.next, h.before = nil, nil
 	default:
 		h.leaf.CompareAndSwap(s.served, cert)
 	}
