@@ -4387,18 +4387,26 @@ func TestEachCompromisedKeyStaysOut(t *testing.T) {
 		m.Limit = unlimited()
 		m.SetHosts([]string{host})
 		var keys, blobs []string
-		for range 3 {
+		for n := range 3 {
 			mustGet(t, m, host)
 			keys, blobs = append(keys, keyOf(t, m, host)), append(blobs, m.Marshal())
-			if err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise); err != nil {
-				t.Fatal(err)
+			if n == 2 {
+				ca.Change(func(c *catest.Config) {
+					c.RefuseOrder = func([]string, string) *catest.Error { return rateLimited("3600") }
+				})
+			}
+			if err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise); (err == nil) != (n < 2) {
+				t.Fatalf("Revoke = %v", err)
 			}
 		}
+		wantRevoked(t, ca, host, 0, 1, 2)
 		for _, blob := range blobs {
 			if err := m.Unmarshal(blob); err != nil {
 				t.Fatal(err)
 			}
-			wantServed(t, m, ca, host, 3)
+			if leaf, err := get(m, host); err == nil {
+				t.Errorf("GetCertificate = %v, want none", leaf.SerialNumber)
+			}
 			for i, key := range keys {
 				if strings.Contains(m.Marshal(), key) {
 					t.Errorf("compromised key %d came back", i)
@@ -4571,6 +4579,125 @@ func TestTwoProcessesRevokeAtOnce(t *testing.T) {
 					t.Errorf("the compromised key of %s is in the state", host)
 				}
 			}
+		}
+	})
+}
+
+func TestOldStateBringsNoCompromisedKeyBack(t *testing.T) {
+	for name, endpoint := range map[string]string{"of while it was ordered": "finalize", "of while it was revoked": "revokeCert"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				ca := catest.New(t)
+				m := newManager(t, ca)
+				m.SetHosts([]string{host})
+				var old string
+				ca.Fault(func(at string, n int, _ *http.Request) catest.Response {
+					if at == endpoint && n == 1 {
+						old = m.Marshal()
+					}
+					return nil
+				})
+				mustGet(t, m, host)
+				key := keyOf(t, m, host)
+				refuse := func([]string, string) *catest.Error { return rateLimited("3600") }
+				ca.Change(func(c *catest.Config) { c.RefuseOrder = refuse })
+				wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
+				if !strings.Contains(old, key) {
+					t.Fatal("the old state does not have the key")
+				}
+				if err := m.Unmarshal(old); err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(m.Marshal(), key) {
+					t.Error("the compromised key is in the state")
+				}
+				if leaf, err := get(m, host); err == nil {
+					t.Errorf("GetCertificate = %v, want none", leaf.SerialNumber)
+				}
+				ca.Change(func(c *catest.Config) { c.RefuseOrder = nil })
+				m.SetHosts([]string{host})
+				pass(3 * time.Hour)
+				wantServed(t, m, ca, host, 1)
+			})
+		})
+	}
+}
+
+func TestLesserReasonLeavesACompromisedKeyCompromised(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		key := keyOf(t, m, host)
+		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint == "newOrder" || endpoint == "revokeCert" {
+				return catest.Problem(429, "rateLimited", "too many", "3600")
+			}
+			return nil
+		})
+		for _, reason := range []acme.CRLReasonCode{acme.CRLReasonKeyCompromise, acme.CRLReasonSuperseded} {
+			wantHostError(t, m.Revoke(t.Context(), host, reason), host)
+		}
+		ca.Fault(nil)
+		pass(3 * time.Hour)
+		wantRevoked(t, ca, host, 0)
+		if _, reason, _ := ca.Revoked(ca.Issued(host)[0]); reason != 1 {
+			t.Errorf("revoked for reason %d, want 1", reason)
+		}
+		if strings.Contains(m.Marshal(), key) {
+			t.Error("the compromised key is in the state")
+		}
+	})
+}
+
+func TestLimitOnRevocationsIsToldAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		mustGet(t, m, host)
+		ca.Fault(catest.On("revokeCert", 0, catest.Problem(429, "rateLimited", "too many revocations", "7200")))
+		start := time.Now()
+		err := m.Revoke(t.Context(), host, acme.CRLReasonSuperseded)
+		if wantHostError(t, err, host); !strings.Contains(err.Error(), "too many revocations") || time.Since(start) > time.Minute {
+			t.Errorf("Revoke = %v after %v, want the CA's words at once", err, time.Since(start))
+		}
+		pass(time.Until(start.Add(2*time.Hour - time.Minute)))
+		wantCount(t, ca, "revokeCert", 1) // it said when to come back
+		pass(3 * time.Minute)
+		wantCount(t, ca, "revokeCert", 2)
+	})
+}
+
+func TestCompromisedKeyMadeAgainIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		m.Limit = unlimited()
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.NewKey = func() (crypto.Signer, error) { return key, nil }
+		mustGet(t, m, host)
+		wantNone := func(what string, err error) {
+			t.Helper()
+			if wantHostError(t, err, host); !strings.Contains(err.Error(), "NewKey") || !strings.Contains(err.Error(), "compromised") {
+				t.Errorf("%s = %v, want that NewKey makes a compromised key", what, err)
+			}
+		}
+		wantNone("Revoke", m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise))
+		wantNone("Renew", m.Renew(t.Context(), host))
+		wantRevoked(t, ca, host, 0)
+		if n := len(ca.Issued(host)); n != 1 {
+			t.Errorf("%d certificates have the compromised key, want 1", n)
+		}
+		if _, err := get(m, host); err == nil {
+			t.Error("GetCertificate = nil, want an error")
 		}
 	})
 }
@@ -4899,19 +5026,34 @@ func TestRevokedCertificateIsReplaced(t *testing.T) {
 }
 
 func TestResponderThatRevokesEverythingMakesNoLoop(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		const host = "a.example.com"
-		ca := catest.New(t)
-		m, r := newResponder(t, ca)
-		m.Limit = unlimited()
-		r.set(func(n *big.Int, _ []byte) ([]byte, error) { return r.sign(n, ocsp.Revoked, day), nil })
-		m.SetHosts([]string{host})
-		mustGet(t, m, host)
-		pass(10 * day)
-		if n := len(ca.Issued(host)); n < 2 || n > 30 {
-			t.Errorf("%d certificates in ten days, want a few", n)
-		}
-	})
+	for _, after := range []time.Duration{0, 90 * time.Second} {
+		t.Run(after.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				ca := catest.New(t)
+				m, r := newResponder(t, ca)
+				m.Limit = unlimited()
+				first := make(map[string]time.Time) // when each was asked for, by serial
+				r.set(func(n *big.Int, _ []byte) ([]byte, error) {
+					if first[n.String()].IsZero() {
+						first[n.String()] = time.Now()
+					}
+					if time.Since(first[n.String()]) < after {
+						return r.sign(n, ocsp.Unknown, day), nil
+					}
+					return r.sign(n, ocsp.Revoked, day), nil
+				})
+				m.SetHosts([]string{host})
+				mustGet(t, m, host)
+				for range 10 {
+					pass(day)
+					if n := len(ca.Issued(host)); n < 2 || n > 30 {
+						t.Fatalf("%d certificates by %v, want a few in ten days", n, time.Now())
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestNothingIsSaidOfCertificatesWithoutResponder(t *testing.T) {
@@ -5023,6 +5165,74 @@ func TestRevokedCertificateIsServedNoMoreThoughTheNewOneHasNoStaple(t *testing.T
 	}
 }
 
+func TestAllThatWasRevokedIsSeenThrough(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		m.MustStaple = true
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		r.unstapled(mustGet(t, m, host))
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		ca.Fault(catest.On("revokeCert", 0, catest.Problem(429, "rateLimited", "too many revocations", "3600")))
+		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
+		ca.Fault(nil)
+		pass(3 * time.Hour)
+		wantRevoked(t, ca, host, 0, 1)
+		wantServed(t, m, ca, host, 2)
+	})
+}
+
+func TestRevokeAgainRevokesAllThatWas(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		m.MustStaple = true
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		r.unstapled(mustGet(t, m, host))
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		ca.Fault(catest.On("revokeCert", 0, catest.Problem(429, "rateLimited", "too many revocations", "3600")))
+		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
+		ca.Fault(nil)
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise); err != nil {
+			t.Fatal(err)
+		}
+		wantRevoked(t, ca, host, 0, 1)
+		wantServed(t, m, ca, host, 2)
+	})
+}
+
+func TestPredecessorIsRevokedWhereItIsFrom(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		first, second := newCA(t, "one.test"), newCA(t, "two.test")
+		m, r := newResponder(t, first)
+		m.CAs = append(m.CAs, letsencrypt.CA{Directory: second.Directory(), Client: &http.Client{Transport: &responder{ca: second, reply: down}}})
+		point([]*catest.CA{second}, m.TLSConfig(), m)
+		second.OCSPServer = "http://ocsp.test"
+		m.MustStaple = true
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		r.unstapled(mustGet(t, m, host))
+		first.Fault(catest.On("newOrder", 0, catest.HTML(503, "")))
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Revoke(deadline(t, time.Hour), host, acme.CRLReasonKeyCompromise); err != nil {
+			t.Error(err)
+		}
+		wantRevoked(t, first, host, 0)
+		wantRevoked(t, second, host, 0)
+	})
+}
+
 func TestRevokeWhileTheNewOneWaitsForItsStaple(t *testing.T) {
 	for _, reason := range []acme.CRLReasonCode{acme.CRLReasonSuperseded, acme.CRLReasonKeyCompromise} {
 		t.Run(fmt.Sprint(reason), func(t *testing.T) {
@@ -5044,6 +5254,9 @@ func TestRevokeWhileTheNewOneWaitsForItsStaple(t *testing.T) {
 				}
 				if err := m.Revoke(t.Context(), host, reason); err != nil {
 					t.Fatal(err)
+				}
+				if got, want := order(ca, "finalize", "revokeCert"), []string{"finalize", "finalize", "finalize", "revokeCert", "revokeCert"}; !slices.Equal(got, want) {
+					t.Errorf("asked of the CA: %q, want %q", got, want)
 				}
 				wantRevoked(t, ca, host, 0, 1)
 				wantServed(t, m, ca, host, 2)
@@ -5097,17 +5310,7 @@ func TestStapleIsDroppedInTimeThoughTheResponderHangs(t *testing.T) {
 		defer r.hangs.Store(false)
 		for pass(time.Until(first)); time.Now().Before(last.Add(time.Minute)); pass(2 * time.Second) {
 			for _, host := range hosts {
-				cert, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: host})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if cert.OCSPStaple == nil {
-					continue
-				}
-				resp, err := ocsp.ParseResponse(cert.OCSPStaple, nil)
-				if err != nil || time.Since(resp.NextUpdate) > 15*time.Second { // a question may be under way
-					t.Fatalf("staple of %s at %v: %+v, %v, want none that is out of date", host, time.Now(), resp, err)
-				}
+				stapleOf(t, m, host) // ends the test if it is out of date
 			}
 		}
 	})
@@ -5136,6 +5339,33 @@ func TestOwnStapleLeavesWithItsCertificate(t *testing.T) {
 		pass(10 * day)
 		if strings.Contains(m.Marshal(), "\nstaple ") {
 			t.Error("there is a record still, although the certificate has expired")
+		}
+	})
+}
+
+func TestPredecessorThatIsRevokedIsNotWaitedWith(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		m.MustStaple = true
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		old := mustGet(t, m, host)
+		r.set(func(n *big.Int, _ []byte) ([]byte, error) {
+			if n.Cmp(old.SerialNumber) == 0 {
+				return r.sign(n, ocsp.Revoked, day), nil
+			}
+			return nil, errors.New("not here yet")
+		})
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		wantServed(t, m, ca, host, 0) // nobody has said so yet
+		pass(3 * day)
+		wantServed(t, m, ca, host, 1)
+		if n := len(ca.Issued(host)); n != 2 {
+			t.Errorf("%d certificates, want 2: the new one is not revoked", n)
 		}
 	})
 }
