@@ -374,7 +374,7 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 		var rec revocation
 		ours := m.revocations[r.Name()]
 		return r.Deleted() || json.Unmarshal([]byte(r.JSON()), &rec) == nil && time.Now().Unix() <= rec.Until &&
-			(ours == nil || ours.pending() || !rec.pending())
+			(ours == nil || ours.waits() || !rec.pending())
 	case kindStaple:
 		var rec stapleRecord
 		return r.Deleted() || json.Unmarshal([]byte(r.JSON()), &rec) == nil && time.Now().Unix() <= rec.Until
@@ -486,7 +486,7 @@ func (m *Manager) withdrawLocked(h *host) {
 	for _, kind := range []string{kindCert, kindMoment, kindStaple} {
 		m.forgetLocked(kind, h.name)
 	}
-	h.notBefore, h.notAfter, h.next = 0, 0, nil
+	h.notBefore, h.notAfter, h.next, h.before = 0, 0, nil, nil
 	h.leaf.Store(nil)
 	m.requeueLocked(h)
 }
@@ -942,11 +942,10 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 		serve = cmp.Or(h.leaf.Load(), old)
 	}
 	h.redone = h.revoked
+	before := h.before
 	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), serve)
 	if wait {
-		h.next, s.until = s, until
-	} else {
-		h.before = nil
+		h.next, h.before, s.until = s, before, until
 	}
 	h.asked.Store(false)
 	h.since, h.poll = now, now.UnixNano()
@@ -961,7 +960,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 // hold notes a new certificate. A nil leaf is read from the state when the
 // first client asks for it.
 func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
-	h.notBefore, h.notAfter, h.dead, h.revoked, h.next = notBefore, notAfter, false, false, nil
+	h.notBefore, h.notAfter, h.dead, h.revoked, h.next, h.before = notBefore, notAfter, false, false, nil, nil
 	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), mathrand.Float64()).UnixNano()
 	h.leaf.Store(leaf)
 }
@@ -1154,6 +1153,9 @@ func (m *Manager) finishBegun(ctx context.Context, name string, reason acme.CRLR
 			begun = append(begun, hash)
 			done = done || r.Reason == reason
 		}
+	}
+	if r := m.revocations[current]; r != nil && r.pending() {
+		done = false
 	}
 	m.mu.Unlock()
 	err = m.finishRevocations(ctx, begun)
