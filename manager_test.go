@@ -4547,10 +4547,8 @@ func TestTwoProcessesRevokeAtOnce(t *testing.T) {
 			mustGet(t, m, host)
 			keys = append(keys, keyOf(t, m, host))
 		}
-		n := 0
-		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+		ca.Fault(func(endpoint string, n int, _ *http.Request) catest.Response {
 			if endpoint == "revokeCert" {
-				n++
 				return catest.Slow(time.Duration(n) * time.Second)
 			}
 			return nil
@@ -5165,6 +5163,34 @@ func TestRevokedCertificateIsServedNoMoreThoughTheNewOneHasNoStaple(t *testing.T
 	}
 }
 
+func TestRevokeAgainSeesToAllThatTheFirstCouldNot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m, r := newResponder(t, ca)
+		m.MustStaple = true
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		r.unstapled(mustGet(t, m, host))
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint == "newOrder" || endpoint == "revokeCert" {
+				return catest.Problem(503, "serverInternal", "not now", "")
+			}
+			return nil
+		})
+		wantHostError(t, m.Revoke(deadline(t, 5*time.Minute), host, acme.CRLReasonKeyCompromise), host)
+		ca.Fault(nil)
+		if err := m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise); err != nil {
+			t.Fatal(err)
+		}
+		wantRevoked(t, ca, host, 0, 1)
+		wantServed(t, m, ca, host, 2)
+	})
+}
+
 func TestAllThatWasRevokedIsSeenThrough(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const host = "a.example.com"
@@ -5308,7 +5334,7 @@ func TestStapleIsDroppedInTimeThoughTheResponderHangs(t *testing.T) {
 		}
 		r.hangs.Store(true)
 		defer r.hangs.Store(false)
-		for pass(time.Until(first)); time.Now().Before(last.Add(time.Minute)); pass(2 * time.Second) {
+		for pass(time.Until(first)); time.Now().Before(last.Add(time.Minute)); pass(5 * time.Second) {
 			for _, host := range hosts {
 				stapleOf(t, m, host) // ends the test if it is out of date
 			}
