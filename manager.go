@@ -351,8 +351,6 @@ type host struct {
 	flight              *flight   // nil while there is none
 }
 
-func (h *host) held() bool { return h.notAfter != 0 }
-
 // begin makes the Manager ready for work, at its first use.
 func (m *Manager) begin() { m.once.Do(m.beginOnce) }
 

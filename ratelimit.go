@@ -206,6 +206,8 @@ func (m *Manager) hostLocked(name string) *host {
 	return h
 }
 
+func (h *host) held() bool { return h.notAfter != 0 }
+
 // expiry returns when the certificate expires, zero if there is none.
 func (h *host) expiry() time.Time {
 	if !h.held() {
