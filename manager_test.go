@@ -5122,6 +5122,22 @@ func (r *responder) unstapled(known *x509.Certificate) {
 	})
 }
 
+// waitingForStaple returns a Manager whose new certificate for the host, the
+// second, waits for its first staple, while the one before is served.
+func waitingForStaple(t *testing.T, host string) (*catest.CA, *letsencrypt.Manager) {
+	t.Helper()
+	ca := catest.New(t)
+	m, r := newResponder(t, ca)
+	m.MustStaple = true
+	m.Limit = unlimited()
+	m.SetHosts([]string{host})
+	r.unstapled(mustGet(t, m, host))
+	if err := m.Renew(t.Context(), host); err != nil {
+		t.Fatal(err)
+	}
+	return ca, m
+}
+
 func TestRevokedCertificateIsServedNoMoreThoughTheNewOneHasNoStaple(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -5166,15 +5182,7 @@ func TestRevokedCertificateIsServedNoMoreThoughTheNewOneHasNoStaple(t *testing.T
 func TestRevokeAgainSeesToAllThatTheFirstCouldNot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const host = "a.example.com"
-		ca := catest.New(t)
-		m, r := newResponder(t, ca)
-		m.MustStaple = true
-		m.Limit = unlimited()
-		m.SetHosts([]string{host})
-		r.unstapled(mustGet(t, m, host))
-		if err := m.Renew(t.Context(), host); err != nil {
-			t.Fatal(err)
-		}
+		ca, m := waitingForStaple(t, host)
 		ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
 			if endpoint == "newOrder" || endpoint == "revokeCert" {
 				return catest.Problem(503, "serverInternal", "not now", "")
@@ -5194,15 +5202,7 @@ func TestRevokeAgainSeesToAllThatTheFirstCouldNot(t *testing.T) {
 func TestAllThatWasRevokedIsSeenThrough(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const host = "a.example.com"
-		ca := catest.New(t)
-		m, r := newResponder(t, ca)
-		m.MustStaple = true
-		m.Limit = unlimited()
-		m.SetHosts([]string{host})
-		r.unstapled(mustGet(t, m, host))
-		if err := m.Renew(t.Context(), host); err != nil {
-			t.Fatal(err)
-		}
+		ca, m := waitingForStaple(t, host)
 		ca.Fault(catest.On("revokeCert", 0, catest.Problem(429, "rateLimited", "too many revocations", "3600")))
 		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
 		ca.Fault(nil)
@@ -5215,15 +5215,7 @@ func TestAllThatWasRevokedIsSeenThrough(t *testing.T) {
 func TestRevokeAgainRevokesAllThatWas(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const host = "a.example.com"
-		ca := catest.New(t)
-		m, r := newResponder(t, ca)
-		m.MustStaple = true
-		m.Limit = unlimited()
-		m.SetHosts([]string{host})
-		r.unstapled(mustGet(t, m, host))
-		if err := m.Renew(t.Context(), host); err != nil {
-			t.Fatal(err)
-		}
+		ca, m := waitingForStaple(t, host)
 		ca.Fault(catest.On("revokeCert", 0, catest.Problem(429, "rateLimited", "too many revocations", "3600")))
 		wantHostError(t, m.Revoke(t.Context(), host, acme.CRLReasonKeyCompromise), host)
 		ca.Fault(nil)
