@@ -459,12 +459,15 @@ func (m *Manager) applyRevocationLocked(hash string, r *revocation) {
 	if m.revocations[hash] = r; m.started {
 		r.next = time.Now().Add(revokeLater) // whoever wrote it is at it
 	}
-	h := m.hosts.Get(r.Host)
-	if h == nil || r.pending() {
+	if r.pending() {
 		return
 	}
 	if o, ok := m.orders[r.Host]; ok && m.barredKeyLocked(r.Host, o.Key) {
 		m.setLocked(journal.Delete(kindOrder, r.Host))
+	}
+	h := m.hosts.Get(r.Host)
+	if h == nil {
+		return
 	}
 	if cert, ok := m.log.Get(kindCert, r.Host); ok && m.barredLocked(cert) {
 		m.withdrawLocked(h)
@@ -1245,10 +1248,11 @@ func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
 	if err != nil {
 		return &HostError{Host: todo.Host, CA: todo.CA, Err: fmt.Errorf("the certificate is not revoked yet, which is tried again: %w", err)}
 	}
+	err = m.sync()
 	if todo.compromised() {
-		m.log.Compact() // if it fails, Sync does
+		err = errors.Join(err, m.log.Compact())
 	}
-	if err := m.sync(); err != nil {
+	if err != nil {
 		return &HostError{Host: todo.Host, CA: todo.CA, Err: fmt.Errorf("revoked, but not yet erased: %w", err)}
 	}
 	return nil
