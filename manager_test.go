@@ -5388,6 +5388,47 @@ func TestPredecessorThatIsRevokedIsNotWaitedWith(t *testing.T) {
 	})
 }
 
+func TestAccountTakenOutOfTheFile(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		file := filepath.Join(t.TempDir(), "state")
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		if err := m.CacheFile(file); err != nil {
+			t.Fatal(err)
+		}
+		old := mustGet(t, m, host)
+		shutdown(t, m)
+		ca.DeactivateAccounts()
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left strings.Builder
+		for line := range strings.Lines(string(text)) {
+			if !strings.HasPrefix(line, "account ") {
+				left.WriteString(line)
+			}
+		}
+		if err := os.WriteFile(file, []byte(left.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m = newManager(t, ca)
+		if err := m.CacheFile(file); err != nil {
+			t.Fatal(err)
+		}
+		if leaf := mustGet(t, m, host); !leaf.Equal(old) {
+			t.Error("the certificate went with the account")
+		}
+		if err := m.Renew(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(ca.Accounts()); n != 2 {
+			t.Errorf("%d accounts, want another", n)
+		}
+	})
+}
+
 // New terms of service.
 
 func TestNewTermsOfService(t *testing.T) {

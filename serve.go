@@ -787,9 +787,9 @@ type stapled struct {
 	until  time.Time        // the predecessor lives, which is served until there is one
 
 	last     *staple.Response // the newest that was good; nil while there is none
+	failures int              // since then
 	looked   bool             // for one that was kept
 	asking   bool
-	failures int  // since then
 	told     bool // that there is none
 	revoked  bool // and so said
 }
