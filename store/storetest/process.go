@@ -44,10 +44,11 @@ func playRole(t *testing.T, e Engine) {
 		hold(ctx, t, s, role[1])
 	case "count":
 		for ctx.Err() == nil {
-			for _, name := range role[1:] {
-				count(t, s, name)
-			}
+			count(t, s, role[1], "")
 		}
+	case "die":
+		count(t, s, role[2], "")
+		count(t, s, role[2], role[1])
 	default:
 		t.Fatalf("no such role: %q", role)
 	}
@@ -63,20 +64,36 @@ func hold(ctx context.Context, t *testing.T, s letsencrypt.Storage, name string)
 	<-ctx.Done()
 }
 
-// count adds one to a number under its lock.
-func count(t *testing.T, s letsencrypt.Storage, name string) {
+// count adds one to a number under its lock, and says so. It dies on the way if
+// it is told where: when it has locked, or when it has stored.
+func count(t *testing.T, s letsencrypt.Storage, name, die string) {
 	ctx := within(t, 2*time.Minute) // who died with the lock must be waited for
 	if err := s.Lock(ctx, name); err != nil {
 		t.Fatalf("Lock(%q) = %v", name, err)
+	}
+	if die == "locked" {
+		kill(t)
 	}
 	n, err := add(ctx, s, name)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if die == "stored" {
+		kill(t)
+	}
 	if err := s.Unlock(ctx, name); err != nil {
 		t.Fatalf("Unlock(%q) = %v", name, err)
 	}
-	fmt.Println(said+"counted", name, n)
+	fmt.Println(said+"counted", n)
+}
+
+// kill ends this process as if another killed it.
+func kill(t *testing.T) {
+	p, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = p.Kill()
+	}
+	t.Fatalf("still alive: %v", err)
 }
 
 // add adds one to the number at a counter's key, which is 0 if there is none.
@@ -117,17 +134,16 @@ type process struct {
 // the test ends.
 func (s suite) start(t *testing.T, role ...string) *process {
 	t.Helper()
-	top := strings.Split(t.Name(), "/")
-	top = top[:len(top)-2] // without "Required" or "Strict" and the test's name
-	for i := range top {
-		top[i] = "^" + regexp.QuoteMeta(top[i]) + "$"
+	caller := strings.Split(s.caller, "/")
+	for i := range caller {
+		caller[i] = "^" + regexp.QuoteMeta(caller[i]) + "$"
 	}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &process{lines: make(chan string, 100)}
-	p.cmd = exec.Command(exe, "-test.run="+strings.Join(top, "/"), "-test.count=1")
+	p.cmd = exec.Command(exe, "-test.run="+strings.Join(caller, "/"), "-test.count=1")
 	p.cmd.Env = append(os.Environ(), roleVar+"="+strings.Join(role, " "), addrVar+"="+s.addr)
 	p.cmd.Stderr = &p.output
 	stdout, err := p.cmd.StdoutPipe()

@@ -23,6 +23,7 @@ package storetest
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,51 +64,61 @@ const (
 // A suite is an engine that was started.
 type suite struct {
 	Engine
-	addr string
+	addr   string
+	caller string // the test that called Required or Strict
 }
 
 // Required tests what a Manager leans on: values, and locks that exclude.
 func Required(t *testing.T, e Engine) {
-	playRole(t, e)
-	t.Run("Required", func(t *testing.T) {
-		s := suite{e, e.Start(t)}
-		s.run(t, "Values", testValues)
-		s.run(t, "Keys", testKeys)
-		s.run(t, "Isolation", testIsolation)
-		s.run(t, "List", testList)
-		s.run(t, "Overwrite", testOverwrite)
-		s.run(t, "Cancel", testCancel)
-		s.run(t, "Exclusion", testExclusion)
-		s.run(t, "Independence", testIndependence)
-		s.run(t, "LockCancel", testLockCancel)
-		s.run(t, "LockOutlivesContext", testLockOutlivesContext)
-		s.run(t, "Crash", testCrash)
+	run(t, e, "Required", []test{
+		{"Values", testValues},
+		{"Keys", testKeys},
+		{"Isolation", testIsolation},
+		{"List", testList},
+		{"Overwrite", testOverwrite},
+		{"Cancel", testCancel},
+		{"Exclusion", testExclusion},
+		{"Independence", testIndependence},
+		{"LockCancel", testLockCancel},
+		{"LockOutlivesContext", testLockOutlivesContext},
+		{"Crash", testCrash},
 	})
 }
 
 // Strict tests what makes a Storage good beyond that: it takes any key or says
 // no, a lost lock does not go unnoticed, and no power cut loses anything.
 func Strict(t *testing.T, e Engine) {
-	playRole(t, e)
-	t.Run("Strict", func(t *testing.T) {
-		s := suite{e, e.Start(t)}
-		s.run(t, "HostileKeys", testHostileKeys)
-		s.run(t, "HostileLocks", testHostileLocks)
-		s.run(t, "ListExactly", testListExactly)
-		s.run(t, "EndedContext", testEndedContext)
-		s.run(t, "UnlockUnheld", testUnlockUnheld)
-		s.run(t, "LostLock", testLostLock)
-		s.run(t, "LongHold", testLongHold)
-		s.run(t, "Crashes", testCrashes)
-		s.run(t, "Restart", testRestart)
+	run(t, e, "Strict", []test{
+		{"HostileKeys", testHostileKeys},
+		{"HostileLocks", testHostileLocks},
+		{"ListExactly", testListExactly},
+		{"EndedContext", testEndedContext},
+		{"UnlockUnheld", testUnlockUnheld},
+		{"LostLock", testLostLock},
+		{"LongHold", testLongHold},
+		{"DeathLocked", func(t *testing.T, s suite) { testDeath(t, s, "locked") }},
+		{"DeathStored", func(t *testing.T, s suite) { testDeath(t, s, "stored") }},
+		{"Restart", testRestart},
 	})
 }
 
-// run runs a test beside the others: much of it is waiting.
-func (s suite) run(t *testing.T, name string, test func(*testing.T, suite)) {
-	t.Run(name, func(t *testing.T) {
-		t.Parallel()
-		test(t, s)
+type test struct {
+	name string
+	f    func(t *testing.T, s suite)
+}
+
+// run runs tests at the same time. Most of it is waiting, which t.Parallel
+// would have them do in turns, as many at a time as there are processors.
+func run(t *testing.T, e Engine, group string, tests []test) {
+	playRole(t, e)
+	caller := t.Name()
+	t.Run(group, func(t *testing.T) {
+		s := suite{e, e.Start(t), caller}
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for _, tt := range tests {
+			wg.Go(func() { t.Run(tt.name, func(t *testing.T) { tt.f(t, s) }) })
+		}
 	})
 }
 

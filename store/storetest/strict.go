@@ -192,7 +192,7 @@ func testLostLock(t *testing.T, s suite) {
 func testLongHold(t *testing.T, s suite) {
 	const name = "long.example"
 	a, b := s.open(t), s.open(t)
-	hold := s.CrashTTL * 3 / 2
+	hold := s.CrashTTL + promptly
 	lock(t, a, name, patience)
 	waiting := make(chan error, 1)
 	go func() { waiting <- b.Lock(within(t, hold+patience), name) }()
@@ -213,14 +213,11 @@ func testLongHold(t *testing.T, s suite) {
 	unlock(t, b, name)
 }
 
-// testCrashes: processes count under locks, and some are killed while they do.
-// Nobody counts what another did, and the others go on.
-func testCrashes(t *testing.T, s suite) {
-	const kills = 2
-	names := []string{"crashes1.example", "crashes2.example"}
-	role := append([]string{"count"}, names...)
-	c := s.open(t)
-	said := make(map[string]bool) // "counted NAME N"
+// testDeath: processes count under a lock, and one dies while it has it. The
+// others go on, and none counts what another did.
+func testDeath(t *testing.T, s suite, die string) {
+	name := die + ".example"
+	said := make(map[string]bool)
 	note := func(lines ...string) {
 		for _, line := range lines {
 			if said[line] {
@@ -229,34 +226,24 @@ func testCrashes(t *testing.T, s suite) {
 			said[line] = true
 		}
 	}
-	last := s.start(t, role...)
-	for range kills {
-		p := s.start(t, role...)
-		note(p.says(t, patience+s.CrashTTL))
-		note(p.kill()...)
-		for _, name := range names {
-			after, err := number(within(t, patience), c, name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for !said[fmt.Sprintf("counted %s %d", name, after+1)] { // by last: the others are dead
-				note(last.says(t, patience+s.CrashTTL))
-			}
-		}
+	c := s.open(t)
+	living := s.start(t, "count", name)
+	note(living.says(t, patience))
+	note(s.start(t, "die", die, name).finish()...)
+	dead, err := number(within(t, patience), c, name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	note(last.finish()...)
-	for _, name := range names {
-		n, err := number(within(t, patience), c, name)
-		counts := 0
-		for line := range said {
-			if strings.HasPrefix(line, "counted "+name+" ") {
-				counts++
-			}
-		}
-		// One that was killed may have stored a number and not lived to say it.
-		if err != nil || n < counts || n > counts+kills {
-			t.Errorf("counter %s is at %d (%v), want %d or at most %d more", name, n, err, counts, kills)
-		}
+	for !said[fmt.Sprint("counted ", dead+1)] {
+		note(living.says(t, patience+s.CrashTTL))
+	}
+	note(living.finish()...)
+	want := len(said)
+	if die == "stored" {
+		want++ // it did not live to say so
+	}
+	if n, err := number(within(t, patience), c, name); err != nil || n != want {
+		t.Errorf("a counter under a lock is at %d (%v), want %d", n, err, want)
 	}
 }
 
