@@ -53,7 +53,7 @@ const testRules = `
 `
 
 // testOnly are the packages that only tests may import, and the demo.
-const testOnly = "internal/catest internal/ocspd internal/pebble internal/e2e internal/policy store/storetest"
+const testOnly = "internal/catest internal/engine internal/ocspd internal/pebble internal/e2e internal/policy store/storetest"
 
 func TestImports(t *testing.T) {
 	p := parsePolicy(t)
