@@ -85,7 +85,7 @@ func testKeys(t *testing.T, s suite) {
 	names := []string{
 		"-", "0", "a", "b", "example.com", "www.example.com", "example.com.evil.example", "xn--bcher-kva.example",
 		"192.0.2.1", "_dmarc.example.com", "a-b.c_d", "con.example", "nul", "lock", "tmp",
-		"_" + strings.Repeat("abcdefgh234567", 4)[:52], strings.Repeat("a", 200), strings.Repeat("a.", 99) + "bc",
+		"_" + strings.Repeat("abcdefgh234567", 4)[:52], strings.Repeat("a", 200), strings.Repeat("a", 199) + "b", "a" + strings.Repeat("b", 199), strings.Repeat("a.", 99) + "bc",
 	}
 	a, b := s.open(t), s.open(t)
 	var keys []string
