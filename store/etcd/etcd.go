@@ -93,20 +93,21 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 // the prefix is empty, all keys. If it is not recursive, it cuts them at the next
 // slash.
 func (s *Storage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
-	if prefix != "" {
-		prefix = strings.TrimSuffix(prefix, "/") + "/"
+	below := prefix
+	if below != "" {
+		below = strings.TrimSuffix(below, "/") + "/"
 	}
-	resp, err := s.client.Get(ctx, s.valueKey(prefix), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := s.client.Get(ctx, s.valueKey(below), clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, describe("list", prefix, err)
 	}
 	keys := make(map[string]bool)
 	for _, kv := range resp.Kvs {
-		rest := string(kv.Key[len(s.valueKey(prefix)):])
+		rest := string(kv.Key[len(s.valueKey(below)):])
 		if !recursive {
 			rest, _, _ = strings.Cut(rest, "/")
 		}
-		keys[prefix+rest] = true
+		keys[below+rest] = true
 	}
 	return slices.Sorted(maps.Keys(keys)), nil
 }

@@ -51,6 +51,18 @@ func TestLockLost(t *testing.T) {
 	unlockAs(t, s, "a", nil)
 }
 
+// TestLockNames: a lock is apart from those whose names it is the beginning of.
+func TestLockNames(t *testing.T) {
+	s := open(newClient(t, engine.Etcd(t).Addr))
+	names := []string{"a/b/c", "a/b", "a/", "a", "", "a%2Fb"}
+	for _, name := range names {
+		lockNow(t, s, name)
+	}
+	for _, name := range names {
+		unlockAs(t, s, name, nil)
+	}
+}
+
 // TestLockKept: a lease outlives a restart of the server.
 func TestLockKept(t *testing.T) {
 	server := engine.Etcd(t)
@@ -94,6 +106,7 @@ func TestSilence(t *testing.T) {
 	server := engine.Etcd(t)
 	relay := engine.NewRelay(t, server.Addr)
 	s := open(newClient(t, relay.Addr))
+	s.ttl = 60 // or the locks would expire while we wait for them
 	lockNow(t, s, "held")
 	relay.Stall()
 	ops := map[string]func(ctx context.Context) error{

@@ -2,8 +2,6 @@ package postgres
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -28,12 +26,9 @@ type lock struct {
 }
 
 // id returns the number by which PostgreSQL knows the lock. Should two names
-// ever have the same, one process may hold both, since a session may take a lock
-// twice; between processes one waits for the other.
-func (l *lock) id() int64 {
-	sum := sha256.Sum256([]byte("letsencrypt lock " + l.name))
-	return int64(binary.BigEndian.Uint64(sum[:]))
-}
+// have the same, one process may hold both, since a session may take a lock
+// twice: it never waits for itself.
+func (l *lock) id() int64 { return number("lock " + l.name) }
 
 // Lock returns when no other holds the lock of that name any more, or ctx ends.
 // Every Lock that succeeds must be followed by an Unlock.

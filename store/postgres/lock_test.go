@@ -3,8 +3,8 @@ package postgres
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,6 +83,7 @@ func TestManyLocks(t *testing.T) {
 	if before > 3 {
 		t.Errorf("with 100 locks there are %d connections, want the pool's, one for locks and this", before)
 	}
+	defer runtime.KeepAlive(s.session) // the garbage collector closes connections, too
 	for i := range 100 {
 		unlockAs(t, s, strconv.Itoa(i), nil)
 	}
@@ -126,6 +127,7 @@ func TestSilence(t *testing.T) {
 	relay := engine.NewRelay(t, server.Addr)
 	s := New(newPool(t, relay.Addr))
 	lockNow(t, s, "held")
+	lockNow(t, s, "kept") // and with it the connection
 	relay.Stall()
 	ops := map[string]func(ctx context.Context) error{
 		"Load":   func(ctx context.Context) error { _, err := s.Load(ctx, "key"); return err },
@@ -150,28 +152,36 @@ func TestSilence(t *testing.T) {
 		lockNow(t, direct, name)
 		unlockAs(t, direct, name, nil)
 	}
+	unlockAs(t, s, "kept", nil)
 }
 
 // TestFirstUse: of processes that come upon an empty database all at once none
 // fails. What is not there is not there, table or not.
 func TestFirstUse(t *testing.T) {
 	addr := engine.Postgres(t).Addr
-	var wg sync.WaitGroup
-	for i := range 16 {
-		s := New(newPool(t, addr))
-		wg.Go(func() {
-			_, err := s.Load(within(t, testPatience), "none")
-			if !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("Load = %v, want %v", err, fs.ErrNotExist)
-			}
-			if err := s.Store(within(t, testPatience), fmt.Sprint(i), nil); err != nil {
-				t.Errorf("Store = %v", err)
-			}
-		})
+	var members []*Storage
+	for range 8 {
+		members = append(members, New(newPool(t, addr)))
 	}
-	wg.Wait()
-	if keys, err := New(newPool(t, addr)).List(t.Context(), "", true); len(keys) != 16 || err != nil {
-		t.Errorf("List = %q, %v, want 16 keys", keys, err)
+	for range 20 {
+		var wg sync.WaitGroup
+		for _, s := range members {
+			wg.Go(func() {
+				if _, err := s.Load(within(t, testPatience), "none"); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("Load = %v, want %v", err, fs.ErrNotExist)
+				}
+			})
+		}
+		wg.Wait()
+		if _, err := members[0].pool.Exec(t.Context(), `DROP TABLE letsencrypt`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if keys, err := members[0].List(t.Context(), "", true); len(keys) != 0 || err != nil {
+		t.Errorf("List = %q, %v, want none", keys, err)
+	}
+	if err := members[1].Store(t.Context(), "key", nil); err != nil {
+		t.Errorf("Store = %v", err)
 	}
 }
 
@@ -189,8 +199,8 @@ func TestRefused(t *testing.T) {
 			"Load": loading, "List": listing, "Store": s.Store(t.Context(), key, nil), "Delete": s.Delete(t.Context(), key),
 		}
 		for op, err := range errs {
-			if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), strconv.Quote(key)[:len(key)]) {
-				t.Errorf("%s(%.20q) = %v, want an error that names the key", op, key, err)
+			if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "postgres: "+strings.ToLower(op)+" "+strconv.Quote(key)+": a key m") {
+				t.Errorf("%s(%.20q) = %.100v, want an error that names the key and says what a key is", op, key, err)
 			}
 		}
 	}
@@ -210,4 +220,15 @@ func TestUnavailable(t *testing.T) {
 	server.Restart(t)
 	lockNow(t, s, "name")
 	unlockAs(t, s, "name", nil)
+}
+
+// TestKeepalives: the server looks after who holds locks.
+func TestKeepalives(t *testing.T) {
+	s := New(newPool(t, engine.Postgres(t).Addr))
+	lockNow(t, s, "a")
+	var idle string
+	if err := s.session.conn.QueryRow(t.Context(), `SHOW tcp_keepalives_idle`).Scan(&idle); idle != "5" || err != nil {
+		t.Errorf("tcp_keepalives_idle = %q, %v, want 5", idle, err)
+	}
+	unlockAs(t, s, "a", nil)
 }

@@ -32,6 +32,8 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -106,10 +108,11 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 // slash.
 func (s *Storage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	query, args := `SELECT key FROM letsencrypt`, []any(nil)
-	if prefix != "" {
-		prefix = strings.TrimSuffix(prefix, "/") + "/"
+	below := prefix
+	if below != "" {
+		below = strings.TrimSuffix(below, "/") + "/"
 		// In the order of bytes, 0 is next to the slash.
-		query, args = query+` WHERE key >= $1 AND key < $2`, []any{prefix, strings.TrimSuffix(prefix, "/") + "0"}
+		query, args = query+` WHERE key >= $1 AND key < $2`, []any{below, strings.TrimSuffix(below, "/") + "0"}
 	}
 	var found []string
 	err := s.do(ctx, "list", prefix, func() error {
@@ -122,11 +125,11 @@ func (s *Storage) List(ctx context.Context, prefix string, recursive bool) ([]st
 	})
 	keys := make(map[string]bool)
 	for _, key := range found {
-		rest := key[len(prefix):]
+		rest := key[len(below):]
 		if !recursive {
 			rest, _, _ = strings.Cut(rest, "/")
 		}
-		keys[prefix+rest] = true
+		keys[below+rest] = true
 	}
 	return slices.Sorted(maps.Keys(keys)), err
 }
@@ -138,7 +141,7 @@ func (s *Storage) do(ctx context.Context, op, key string, f func() error) error 
 	if err == nil {
 		err = f()
 	}
-	if isCode(err, undefinedTable) {
+	if said, ok := errors.AsType[*pgconn.PgError](err); ok && said.Code == undefinedTable {
 		if err = s.makeTable(ctx); err == nil {
 			err = f()
 		}
@@ -158,27 +161,28 @@ func check(key string) error {
 	return nil
 }
 
-// The order of bytes makes prefixes ranges of the index, and is the same in
-// every database.
+// makeTable makes the table if nobody else does, which CREATE TABLE IF NOT EXISTS
+// alone can't tell while they are at it. The order of bytes makes prefixes ranges
+// of the index, and is the same in every database.
 func (s *Storage) makeTable(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, `CREATE TABLE IF NOT EXISTS letsencrypt (key text COLLATE "C" PRIMARY KEY, value bytea NOT NULL)`)
-	if isCode(err, uniqueViolation, duplicateTable) {
-		return nil // another process made it at the same moment
-	}
-	return err
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, number("table")); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS letsencrypt (key text COLLATE "C" PRIMARY KEY, value bytea NOT NULL)`)
+		return err
+	})
 }
 
-// SQLSTATE codes, from PostgreSQL's documentation, appendix A.
-const (
-	uniqueViolation = "23505" // in a system catalog: what CREATE TABLE IF NOT EXISTS says if it loses a race
-	duplicateTable  = "42P07"
-	undefinedTable  = "42P01"
-)
-
-func isCode(err error, codes ...string) bool {
-	said, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && slices.Contains(codes, said.Code)
+// number returns the number of the advisory lock for a purpose. Should two have
+// the same, they wait for each other.
+func number(purpose string) int64 {
+	sum := sha256.Sum256([]byte("letsencrypt " + purpose))
+	return int64(binary.BigEndian.Uint64(sum[:]))
 }
+
+// undefinedTable is a SQLSTATE code of PostgreSQL's documentation, appendix A.
+const undefinedTable = "42P01"
 
 func describe(op, key string, err error) error {
 	if err == nil {

@@ -97,6 +97,7 @@ func TestSilence(t *testing.T) {
 	server := engine.Redis(t)
 	relay := engine.NewRelay(t, server.Addr)
 	s := open(newClient(t, relay.Addr))
+	s.ttl = time.Minute // or the locks would expire while we wait for them
 	lockNow(t, s, "held")
 	relay.Stall()
 	ops := map[string]func(ctx context.Context) error{

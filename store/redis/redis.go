@@ -117,20 +117,21 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 // the prefix is empty, all keys. If it is not recursive, it cuts them at the next
 // slash. It goes through all keys on the server, of whomever they are.
 func (s *Storage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
-	if prefix != "" {
-		prefix = strings.TrimSuffix(prefix, "/") + "/"
+	below := prefix
+	if below != "" {
+		below = strings.TrimSuffix(below, "/") + "/"
 	}
-	found, err := await(ctx, func() (map[string]bool, error) { return s.scan(ctx, s.valueKey(prefix)) })
+	found, err := await(ctx, func() (map[string]bool, error) { return s.scan(ctx, s.valueKey(below)) })
 	if err != nil {
 		return nil, describe("list", prefix, err)
 	}
 	keys := make(map[string]bool)
 	for key := range found {
-		rest := key[len(s.valueKey(prefix)):]
+		rest := key[len(s.valueKey(below)):]
 		if !recursive {
 			rest, _, _ = strings.Cut(rest, "/")
 		}
-		keys[prefix+rest] = true
+		keys[below+rest] = true
 	}
 	return slices.Sorted(maps.Keys(keys)), nil
 }
