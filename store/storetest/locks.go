@@ -85,7 +85,7 @@ func testIndependence(t *testing.T, s suite) {
 	const one, other = "one.example", "other.example"
 	a, b := s.open(t), s.open(t)
 	lock(t, a, one, patience)
-	waiting := make(chan error)
+	waiting := make(chan error, 1)
 	go func() { waiting <- b.Lock(within(t, 2*patience), one) }()
 	lock(t, a, other, patience)
 	unlock(t, a, other)
@@ -106,19 +106,21 @@ func testLockCancel(t *testing.T, s suite) {
 	lock(t, a, name, patience)
 	for _, c := range []letsencrypt.Storage{a, b} { // the holder itself is one, too
 		ctx, cancel := context.WithCancel(t.Context())
-		failed := make(chan struct{})
+		done := make(chan struct{})
+		var err error
 		go func() {
-			defer close(failed)
-			if err := c.Lock(ctx, name); err == nil {
-				t.Errorf("Lock(%q) while another holds it = nil, want an error when the context ends", name)
-			}
+			defer close(done)
+			err = c.Lock(ctx, name)
 		}()
-		if closes(failed, moment) {
-			t.Errorf("Lock(%q) did not wait", name)
+		if closes(done, moment) {
+			t.Errorf("Lock(%q) while another holds it = %v, want it to wait", name, err)
 		}
 		cancel()
-		if !closes(failed, promptly) {
+		if !closes(done, promptly) {
 			t.Fatalf("Lock(%q) does not return when its context ends", name)
+		}
+		if err == nil {
+			t.Fatalf("Lock(%q) while another holds it = nil, want an error when the context ends", name)
 		}
 	}
 	unlock(t, a, name)
