@@ -174,13 +174,19 @@ func (s *Storage) current() *session {
 	return s.session
 }
 
-// connect returns a connection that the pool has let go of.
+// connect returns a new connection, as the pool would make it. None of the pool's
+// is as good: it may be waited for, or have died unnoticed.
 func (s *Storage) connect(ctx context.Context) (*pgx.Conn, error) {
-	pooled, err := s.pool.Acquire(ctx)
+	config := s.pool.Config()
+	if config.BeforeConnect != nil {
+		if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
+			return nil, err
+		}
+	}
+	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
 	if err != nil {
 		return nil, err
 	}
-	conn := pooled.Hijack()
 	// The server is to notice soon that we are gone, and not to mind silence. Of
 	// these settings it has those that its version knows.
 	_, err = conn.Exec(ctx, `SELECT set_config(name, value, false) FROM pg_settings JOIN (VALUES

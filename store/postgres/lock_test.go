@@ -219,6 +219,9 @@ func TestUnavailable(t *testing.T) {
 	}
 	server.Restart(t)
 	lockNow(t, s, "name")
+	server.Restart(t) // also at a moment when the pool has only dead connections
+	unlockAs(t, s, "name", ErrLockLost)
+	lockNow(t, s, "name")
 	unlockAs(t, s, "name", nil)
 }
 
