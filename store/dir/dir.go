@@ -16,12 +16,14 @@
 // # What is in the folder
 //
 // Values, as they are, are in files below values/ that are named as their keys
-// are, with ".value" at the end; what file systems may take for something else
-// stands there as % and two digits. Keys are as [fs.ValidPath] has it, with
-// elements of up to about 240 bytes. A lock that is held is a folder in locks/,
-// and may be broken by removing that. What a crash left in temp/ goes after a day.
+// are, with ".value" at the end; what a file system may take for something else
+// stands there as % and two digits. Keys are refused that [fs.ValidPath] refuses,
+// and those with an element of which that makes more than 249 bytes. A lock that
+// is held is a folder in locks/, and may be broken by removing that. What a crash
+// left in temp/ goes after a day.
 //
-// Files are for their owner alone, mode 0600, and hold private keys.
+// Files hold private keys, and are for their owner alone: mode 0600. So all
+// members run as one user.
 package dir
 
 // What Store has returned of has been synced: the file before it gets its name,
