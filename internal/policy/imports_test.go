@@ -33,6 +33,8 @@ const codeRules = `
 
 	demo:              . internal/pebble
 	store/dir:         .
+	store/sealed:      .
+	store/storetest:   .
 `
 
 // testRules is the same for tests, beside what codeRules allows and the package
@@ -46,11 +48,12 @@ const testRules = `
 	internal/pebble:   golang.org/x/crypto/acme
 	internal/e2e:      . internal/* golang.org/x/crypto/* golang.org/x/net/dns/dnsmessage golang.org/x/time/rate
 	demo:              internal/*
-	store/dir:         internal/*
+	store/dir:         internal/* store/storetest
+	store/sealed:      store/dir store/storetest
 `
 
 // testOnly are the packages that only tests may import, and the demo.
-const testOnly = "internal/catest internal/ocspd internal/pebble internal/e2e internal/policy"
+const testOnly = "internal/catest internal/engine internal/ocspd internal/pebble internal/e2e internal/policy store/storetest"
 
 func TestImports(t *testing.T) {
 	p := parsePolicy(t)
@@ -99,6 +102,8 @@ func TestPolicy(t *testing.T) {
 		{"demo", "internal/ca"},
 		{"store/dir", "+ ."},
 		{"store/dir", "internal/journal"},
+		{"store/dir", "store/storetest"},
+		{"store/dir_test", "+ store/storetest"},
 		{"nested/etcd", "+ ."},
 		{"nested/etcd", "+ nested/etcd/internal/wire"},
 		{"nested/etcd", "+ go.etcd.io/etcd/client/v3"},
