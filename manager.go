@@ -190,6 +190,14 @@ type Manager struct {
 	DNS      DNSProvider   // sets records for dns-01; nil means tls-alpn-01 and http-01
 	Resolver *net.Resolver // for what we look up in the DNS; nil means net.DefaultResolver
 
+	// Storage is what the members of a fleet share: processes that serve the
+	// same hosts. Nil means that this process is alone.
+	Storage Storage
+
+	// CacheSize is how many certificates are held in memory, if there is a
+	// Storage to read the others from when clients ask for them; 0 means all.
+	CacheSize int
+
 	// NewKey makes the key for each new certificate; nil means ECDSA P-256. It
 	// must be one that x509.MarshalPKCS8PrivateKey accepts.
 	NewKey func() (crypto.Signer, error)
@@ -252,17 +260,6 @@ type CA struct {
 	EAB *acme.ExternalAccountBinding
 
 	Client *http.Client // nil means http.DefaultClient
-}
-
-// An authority is a CA as we deal with it.
-type authority struct {
-	CA
-	account *ca.Account
-	slots   chan struct{} // a token each for the orders under way
-
-	prober  *flight   // guarded by m.mu, as is what follows: sees whether the CA works again
-	limited []limited // hosts it refused, since it last did not
-	issuers []string  // the names it goes by in records of dns-persist-01; nil: not known
 }
 
 // The errors that a HostError may wrap.

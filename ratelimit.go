@@ -477,6 +477,17 @@ func ask(ctx context.Context, client *http.Client, service, host string) error {
 	return fmt.Errorf("%w: %s answered %s", ErrHostNotAllowed, plain.String(), res.Status)
 }
 
+// An authority is a CA as we deal with it.
+type authority struct {
+	CA
+	account *ca.Account
+	slots   chan struct{} // a token each for the orders under way
+
+	prober  *flight   // guarded by m.mu, as is what follows: sees whether the CA works again
+	limited []limited // hosts it refused, since it last did not
+	issuers []string  // the names it goes by in records of dns-persist-01; nil: not known
+}
+
 // A trouble is what is known of a host's failures since it last succeeded.
 type trouble struct {
 	Failures int                  `json:"failures,omitempty"`
