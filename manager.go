@@ -132,7 +132,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -234,12 +233,14 @@ type Manager struct {
 	schedule    // what is due when, and what must wait
 	state       // what Marshal writes
 	keeping     // where that goes
+	sharing     // what of it other members of the fleet have
 	serving     // how clients and validations reach us
 
 	log     journal.Log // the state as records
 	hosts   table.Table[host]
 	own     owned.Set // the program's own certificates
 	answers challenge.Answers
+	others  challenge.Elsewhere // the other members' answers
 	solver  challenge.DNS
 	events  event.Queue[Event]
 
@@ -329,7 +330,7 @@ type host struct {
 	name   string                          // canonical
 	place  queue.Item[*host]               // in m.due
 	leaf   atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
-	asked  atomic.Bool                     // a client did, since the last issuance
+	marks  atomic.Uint32                   // asked and used
 	next   *stapled                        // takes the leaf's place with its first staple, or when that dies; mostly nil
 	before *certRecord                     // of the leaf, while the state has another; mostly nil
 
@@ -339,6 +340,8 @@ type host struct {
 	polling             bool
 	since               time.Time // when the certificate was obtained; zero: before we started
 	early               int       // certificates in a row, up to this one, that were due at once
+	evicted             bool      // the certificate is in Storage only
+	cached              bool      // it is in m.cached
 	dead                bool      // and said to be
 	revoked             bool      // by the CA, as its OCSP responder says
 	redone              bool      // in place of one that was, and not yet said to be good
@@ -364,20 +367,9 @@ func (m *Manager) beginOnce() {
 	if len(m.CAs) == 0 {
 		m.addCALocked(CA{})
 	}
+	m.others.Load = m.answerElsewhere
 	m.fillBucketsLocked()
-	for name := range m.orders { // unfinished ones are finished
-		if h := m.hostLocked(name); m.begunLocked(h) {
-			h.asked.Store(true)
-		}
-	}
-	spread := min(spreadPolls, time.Duration(m.hosts.Len())*pollApart)
-	for _, h := range m.hosts.All() {
-		h.poll = time.Now().Add(rand.N(spread)).UnixNano()
-		m.requeueLocked(h)
-	}
-	for _, cert := range m.own.Certificates() {
-		m.stapleOwnLocked(cert)
-	}
+	m.queueAllLocked()
 	m.goLocked(m.loop)
 	m.goLocked(m.events.Drain) // what came up before
 }
@@ -404,15 +396,19 @@ func (m *Manager) Register(email string, prompt func(tosURL string) bool) error 
 	return nil
 }
 
-// Registered reports whether there is an account at the first CA.
+// Registered reports whether there is an account at the first CA. With Storage
+// it blocks until it has looked there.
 func (m *Manager) Registered() bool {
 	first := LetsEncrypt
 	if len(m.CAs) > 0 {
 		first = cmp.Or(m.CAs[0].Directory, first)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.accounts[first].URL != ""
+	if m.Storage != nil {
+		m.begin()
+		m.pull(m.ctx, kindAccount, first) // reports its error
+	}
+	cred, _ := m.credentials(first)
+	return cred.URL != ""
 }
 
 // SetHosts lists the hosts that may have certificates, in place of any list
@@ -617,6 +613,9 @@ func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 	case <-m.ctx.Done():
 		return nil, http.ErrServerClosed
 	}
+	if err := m.pull(m.ctx, kindPause, a.Directory); err != nil {
+		return nil, err
+	}
 	if err := m.admit(f, a); err != nil { // others may have failed while we waited
 		return nil, err
 	}
@@ -646,6 +645,7 @@ func (m *Manager) order(f *flight, a *authority) (*tls.Certificate, error) {
 // challenge that is left when one could not be passed.
 func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tls.Certificate, error) {
 	var errs []error
+	adopted := false // another member's order
 	s := &solving{m: m, f: f, a: a, client: client, host: f.host.name, types: m.challengeTypes(f.host)}
 	if err := s.begin(); err != nil {
 		return nil, err
@@ -662,6 +662,10 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 		cert, err := client.Obtain(m.ctx, j.Job)
 		if err == nil {
 			return m.publish(f.host, a, client, j.key, cert)
+		}
+		if errors.Is(err, errElsewhere) && !adopted && m.resumable(f.host, a, client) {
+			adopted = true
+			continue
 		}
 		errs = append(errs, m.orderFailed(f.host, s.typ, err.(*ca.Failure), s.late))
 		if err.(*ca.Failure).Class != ca.Validation || !s.another() {

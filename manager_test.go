@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"math/big"
@@ -5506,6 +5507,222 @@ func TestNewTermsOfService(t *testing.T) {
 				if err := m.Manage(t.Context(), host); err != nil {
 					t.Errorf("Manage after Register agreed = %v, want nil", err)
 				}
+			})
+		})
+	}
+}
+
+// A shelf is a Storage in memory, of one fleet. Its members have views of it,
+// which go wrong in ways of their own.
+type shelf struct {
+	mu     sync.Mutex
+	values map[string][]byte
+	locks  map[string]chan struct{} // closed when the lock is given back
+	ops    map[string]int           // by what was done and the first two parts of the key
+}
+
+// A view is one member's.
+type view struct {
+	*shelf
+	fault func(ctx context.Context, op, key string) error // before it is done; nil: none
+	loose bool                                            // it has every lock that it asks for
+}
+
+func (s *shelf) do(v *view, ctx context.Context, op, key string, f func()) error {
+	v.mu.Lock()
+	fault := v.fault
+	kind, _, _ := strings.Cut(strings.TrimPrefix(key, "letsencrypt/"), "/")
+	if s.ops == nil {
+		s.ops, s.values, s.locks = make(map[string]int), make(map[string][]byte), make(map[string]chan struct{})
+	}
+	s.ops[op+" "+kind]++
+	v.mu.Unlock()
+	if fault != nil {
+		if err := fault(ctx, op, key); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	return nil
+}
+
+// setFault makes a view fail.
+func (v *view) setFault(f func(ctx context.Context, op, key string) error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fault = f
+}
+
+// count returns how often something was done: "load cert", say.
+func (s *shelf) count(what string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ops[what]
+}
+
+func (s *shelf) get(key string) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.values[key]
+}
+
+func (v *view) Store(ctx context.Context, key string, value []byte) error {
+	return v.do(v, ctx, "store", key, func() { v.values[key] = slices.Clone(value) })
+}
+
+func (v *view) Load(ctx context.Context, key string) (value []byte, err error) {
+	var ok bool
+	if err := v.do(v, ctx, "load", key, func() { value, ok = v.values[key] }); err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("loading %s: %w", key, fs.ErrNotExist)
+	}
+	return slices.Clone(value), nil
+}
+
+func (v *view) Delete(ctx context.Context, key string) error {
+	return v.do(v, ctx, "delete", key, func() { delete(v.values, key) })
+}
+
+func (v *view) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
+	return nil, v.do(v, ctx, "list", prefix, func() {})
+}
+
+func (v *view) Lock(ctx context.Context, name string) error {
+	for {
+		var held chan struct{}
+		err := v.do(v, ctx, "lock", name, func() {
+			if held = v.locks[name]; held == nil || v.loose {
+				v.locks[name], held = make(chan struct{}), nil
+			}
+		})
+		if err != nil || held == nil {
+			return err
+		}
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (v *view) Unlock(ctx context.Context, name string) error {
+	return v.do(v, ctx, "unlock", name, func() {
+		if held := v.locks[name]; held != nil {
+			close(held)
+			delete(v.locks, name)
+		}
+	})
+}
+
+// A fleet is several Managers with one shelf.
+type fleet struct {
+	shelf   shelf
+	members []*letsencrypt.Manager
+	views   []*view
+	ca      *catest.CA
+	next    atomic.Int64 // validations go to the members in turn
+}
+
+// newFleet returns a fleet of n members, which with may change before they are
+// used. The CA's validations reach now this member and now that.
+func newFleet(t *testing.T, n int, with func(m *letsencrypt.Manager)) *fleet {
+	t.Helper()
+	f := &fleet{ca: catest.New(t)}
+	for range n {
+		f.add(t, with)
+	}
+	f.ca.Change(func(c *catest.Config) {
+		c.TLS = func(string) *tls.Config {
+			return f.members[int(f.next.Add(1))%len(f.members)].TLSConfig()
+		}
+	})
+	return f
+}
+
+func (f *fleet) add(t *testing.T, with func(m *letsencrypt.Manager)) *letsencrypt.Manager {
+	t.Helper()
+	m := newManager(t)
+	v := &view{shelf: &f.shelf}
+	m.CAs = []letsencrypt.CA{{Directory: f.ca.Directory(), Client: f.ca.Client()}}
+	m.Storage, m.Limit = v, unlimited()
+	if with != nil {
+		with(m)
+	}
+	f.members, f.views = append(f.members, m), append(f.views, v)
+	return m
+}
+
+// wantSame ends the test unless all members serve one certificate for a host.
+func (f *fleet) wantSame(t *testing.T, host string) *x509.Certificate {
+	t.Helper()
+	first := mustGet(t, f.members[0], host)
+	for i, m := range f.members[1:] {
+		if leaf := mustGet(t, m, host); !leaf.Equal(first) {
+			t.Errorf("member %d serves %x for %s, member 0 %x", i+1, leaf.SerialNumber, host, first.SerialNumber)
+		}
+	}
+	return first
+}
+
+func listed(hosts ...string) func(m *letsencrypt.Manager) {
+	return func(m *letsencrypt.Manager) { m.SetHosts(hosts) }
+}
+
+func TestFleetOrdersOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(5)
+		f := newFleet(t, 4, listed(hosts...))
+		var wg sync.WaitGroup
+		for _, m := range f.members {
+			for _, host := range hosts {
+				wg.Go(func() { mustGet(t, m, host) })
+			}
+		}
+		wg.Wait()
+		for _, host := range hosts {
+			f.wantSame(t, host)
+		}
+		if n := len(f.ca.Issued("")); n != len(hosts) {
+			t.Errorf("%d certificates for %d hosts", n, len(hosts))
+		}
+		wantCount(t, f.ca, "newOrder", len(hosts))
+		wantCount(t, f.ca, "newAccount", 1)
+		if n := f.shelf.count("list letsencrypt"); n != 0 {
+			t.Errorf("the storage was listed %d times", n)
+		}
+	})
+}
+
+func TestFleetYear(t *testing.T) {
+	for _, life := range []time.Duration{90 * day, 6 * day} {
+		t.Run(life.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				f := newFleet(t, 3, listed(host))
+				f.ca.Lifetime = life
+				for began := time.Now(); time.Since(began) < 365*day; pass(6 * time.Hour) {
+					for _, m := range f.members {
+						mustGet(t, m, host)
+					}
+				}
+				soonest := life/2 - life/30 // at which age a certificate is renewed
+				if life > 10*day {
+					soonest = life - life/3 - life/30
+				}
+				most := int(365*day/soonest) + 1
+				if n := len(f.ca.Issued(host)); n > most {
+					t.Errorf("%d certificates in a year, want %d at most", n, most)
+				}
+				t.Logf("%d certificates; CA: %d requests, %d for renewal information", len(f.ca.Issued(host)), f.ca.Count(""), f.ca.Count("renewalInfo"))
+				t.Log(f.shelf.ops)
 			})
 		})
 	}

@@ -15,6 +15,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
@@ -26,6 +28,7 @@ import (
 	"example.com/letsencrypt/internal/certs"
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/journal"
+	"example.com/letsencrypt/internal/shared"
 	"golang.org/x/crypto/acme"
 )
 
@@ -47,7 +50,14 @@ const (
 	kindStaple   = "staple"   // stapleRecord, by host or, for the program's own, the leaf's hash
 
 	onlyOne = "-"
+
+	kindChallenge = "challenge" // challenge.Pending, by host; in Storage only
 )
+
+// sharedKinds are those that go to Storage, a key each. A certificate goes with
+// the chain above it.
+var sharedKinds = map[string]bool{kindAccount: true, kindBackoff: true, kindCert: true, kindMoment: true, kindOrder: true,
+	kindPause: true, kindRegister: true, kindRevoked: true, kindStaple: true}
 
 // A registration is what Register was told, for every CA that is asked later.
 type registration struct {
@@ -78,10 +88,12 @@ type orderRecord struct {
 // A momentRecord is when to renew, chosen in a window that the CA suggested
 // for the certificate with this identifier (RFC 9773, section 4.1).
 type momentRecord struct {
-	ID     string    `json:"id"`
-	Start  time.Time `json:"start"`
-	End    time.Time `json:"end"`
-	Moment time.Time `json:"moment"`
+	ID       string    `json:"id"`
+	NotAfter int64     `json:"notAfter,omitempty"` // of the certificate, Unix seconds
+	Start    time.Time `json:"start"`
+	End      time.Time `json:"end"`
+	Moment   time.Time `json:"moment"`
+	Next     time.Time `json:"next,omitzero"` // in a fleet: when the CA is next asked
 }
 
 // A revocation is of a certificate that the CA has revoked, or is to. It is kept
@@ -135,8 +147,9 @@ type keeping struct {
 	seq         uint64 // of the last record put
 	dirty       bool   // some are not known to be durable
 	flushing    bool
-	unwritten   error  // why they could not be written
-	unwrittenTo uint64 // and the last of them that was tried
+	unwritten   error     // why they could not be written
+	unwrittenTo uint64    // and the last of them that was tried
+	writeAgain  time.Time // not before then
 
 	watch    chan struct{}
 	notified time.Time // when watch was last
@@ -145,17 +158,36 @@ type keeping struct {
 	chains map[string][][]byte // above the leaves, by hash
 }
 
-// A Storage is a place that several processes share. Every storage plugin of
-// CertMagic is one. The Manager does not use one yet.
+// sharing is what of the state goes to Storage, and what comes from there. It is
+// guarded by Manager.mu.
+type sharing struct {
+	unstored map[string]uint64 // keys of records that Storage lacks, and the number of the last change
+	turns    map[string]*turn  // at keys that are being stored or loaded
+	adopting bool              // what is put is not for Storage: mostly it comes from there
+	cached   []*host           // whose certificates are in memory, and some others; if there is a CacheSize
+	hand     int               // where in it to go on looking for one to put out
+}
+
+// A Storage is a place that the members of a fleet share: processes, on one
+// machine or many, that serve the same hosts. Every storage plugin of CertMagic
+// is one, and packages store/dir, store/redis, store/postgres and store/etcd
+// have others. Whether one keeps its promises package store/storetest tells.
+//
+// What the members lean on is that Load returns what was stored last, and that of
+// all who call Lock with a name one returns at a time. A lock that is lost when
+// its holder stalls costs nothing but work twice.
 type Storage interface {
 	// Lock blocks until no other holds the lock of that name, or ctx ends.
 	Lock(ctx context.Context, name string) error
 	Unlock(ctx context.Context, name string) error
+	// Store returns when the value is durable.
 	Store(ctx context.Context, key string, value []byte) error
-	// Load returns an error that is fs.ErrNotExist where there is no value.
+	// Load returns an error that is fs.ErrNotExist where there is no value, and
+	// not if it can't tell.
 	Load(ctx context.Context, key string) ([]byte, error)
 	Delete(ctx context.Context, key string) error
-	// List returns the keys below a prefix, all of them or the next level.
+	// List returns the keys below a prefix, all of them or the next level. The
+	// Manager does not call it.
 	List(ctx context.Context, prefix string, recursive bool) ([]string, error)
 }
 
@@ -174,7 +206,10 @@ func (m *Manager) putLocked(rs ...journal.Record) {
 	m.seq = m.log.Put(rs...)
 	m.dirty = true
 	urgent := false
-	for _, r := range rs {
+	for i, r := range rs {
+		if sharedKinds[r.Kind()] && !m.adopting && m.started && m.Storage != nil {
+			m.unstoredLocked(r.Key(), m.seq-uint64(len(rs)-1-i))
+		}
 		urgent = urgent || r.Kind() == kindAccount || r.Kind() == kindCert || r.Kind() == kindOrder
 	}
 	m.tellLocked(urgent)
@@ -206,24 +241,33 @@ func (m *Manager) sync() error {
 	seq := m.seq
 	m.mu.Unlock()
 	err := m.log.Sync(seq)
+	if err == nil {
+		err = m.share()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err == nil && m.seq == seq {
+	if err == nil && m.seq == seq && len(m.unstored) == 0 {
 		m.dirty = false
 	}
 	switch {
 	case err != nil:
-		m.unwrittenTo = max(m.unwrittenTo, seq)
-		if m.unwritten == nil {
-			m.reportLocked(Event{Kind: EventState, Err: err})
-		}
-		m.unwritten = err
+		m.unwrittenLocked(err, seq)
 	case m.unwritten != nil && seq >= m.unwrittenTo: // else it was another write, before
 		m.unwritten = nil
 		m.pokeLocked()
 		m.reportLocked(Event{Kind: EventState})
 	}
 	return err
+}
+
+// unwrittenLocked notes that the state could not be written up to a number.
+func (m *Manager) unwrittenLocked(err error, seq uint64) {
+	m.unwrittenTo = max(m.unwrittenTo, seq)
+	m.writeAgain = time.Now().Add(writeAgain)
+	if m.unwritten == nil {
+		m.reportLocked(Event{Kind: EventState, Err: err})
+	}
+	m.unwritten = err
 }
 
 // Marshal returns the state as text: accounts and their keys, certificates and
@@ -259,6 +303,8 @@ func (m *Manager) Unmarshal(enc string) error {
 		}
 	}
 	m.listSet = true
+	m.adopting = true // Storage gets what it lacks when we look there
+	defer func() { m.adopting = false }()
 	for _, r := range records {
 		if r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
 			m.setLocked(r)
@@ -537,6 +583,13 @@ func (m *Manager) applyLocked(r journal.Record) {
 		if r, ok := m.log.Get(kindMoment, name); ok {
 			m.applyLocked(r)
 		}
+		if m.adopting && m.started { // another member made it
+			h.poll = time.Now().Add(mathrand.N(pollSoon)).UnixNano()
+			if h.trouble != nil {
+				m.setLocked(journal.Delete(kindBackoff, name))
+			}
+		}
+		m.cacheLocked(h)
 		m.requeueLocked(h)
 	case kindRevoked:
 		rec := new(revocation)
@@ -547,8 +600,16 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.applyRevocationLocked(name, rec)
 	case kindMoment:
 		var rec momentRecord
-		if h := m.hosts.Get(name); h != nil && decode(&rec) && rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
+		h := m.hosts.Get(name)
+		if h == nil || !decode(&rec) || rec.NotAfter != 0 && rec.NotAfter != h.notAfter {
+			return
+		}
+		if rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
 			h.renewal = rec.Moment.UnixNano()
+			if m.Storage != nil { // that not all members are there at once
+				spread := min(fleetSpread, h.expiry().Sub(rec.Moment)/20)
+				h.renewal += int64(mathrand.N(spread + 1))
+			}
 			m.requeueLocked(h)
 		}
 	}
@@ -564,6 +625,386 @@ func setOrDelete[V any](views *map[string]V, name string, decode func(any) bool)
 		*views = make(map[string]V)
 	}
 	(*views)[name] = v
+}
+
+// A turn at a key of Storage is somebody's who stores or loads the record there.
+type turn struct {
+	done chan struct{} // closed at the end
+	err  error         // what came of it
+}
+
+// takeTurn waits for who is at a key of Storage, and returns what came of that:
+// nobody is to wait as long for the same. The caller ends the turn.
+func (m *Manager) takeTurn(key string) (t *turn, err error) {
+	t = &turn{done: make(chan struct{})}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for {
+		other := m.turns[key]
+		if other == nil {
+			break
+		}
+		m.mu.Unlock()
+		<-other.done
+		m.mu.Lock()
+		err = other.err
+	}
+	if m.turns == nil {
+		m.turns = make(map[string]*turn)
+	}
+	m.turns[key] = t
+	return t, err
+}
+
+func (m *Manager) endTurnLocked(key string, t *turn, err error) {
+	delete(m.turns, key)
+	t.err = err
+	close(t.done)
+}
+
+func (m *Manager) unstoredLocked(key string, seq uint64) {
+	if m.unstored == nil {
+		m.unstored = make(map[string]uint64)
+	}
+	m.unstored[key] = seq
+	m.dirty = true
+}
+
+// share stores what Storage lacks, in the order of the changes. If there is
+// nothing and Storage has failed, it sees whether that works again.
+func (m *Manager) share() error {
+	if m.Storage == nil {
+		return nil
+	}
+	m.mu.Lock()
+	numbers := maps.Clone(m.unstored)
+	probe := m.unwritten != nil && len(numbers) == 0
+	m.mu.Unlock()
+	if probe {
+		_, err := m.load(context.Background(), kindRegister, onlyOne)
+		return err
+	}
+	keys := slices.SortedFunc(maps.Keys(numbers), func(a, b string) int { return cmp.Compare(numbers[a], numbers[b]) })
+	for _, key := range keys {
+		if err := m.store(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// store stores the record with a key, or deletes it, if Storage lacks that. What
+// a caller has done for is done after Shutdown, too.
+func (m *Manager) store(key string) error {
+	kind, name := shared.Split(key)
+	t, err := m.takeTurn(key)
+	m.mu.Lock()
+	seq, lacking := m.unstored[key]
+	value := m.valueLocked(kind, name)
+	m.mu.Unlock()
+	if err == nil && lacking {
+		ctx, cancel := context.WithTimeout(context.Background(), storageWait)
+		defer cancel()
+		if value != nil {
+			err = m.Storage.Store(ctx, shared.Key(kind, name), value)
+		} else if err = m.Storage.Delete(ctx, shared.Key(kind, name)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		err = awayError("storing", kind, name, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil && m.unstored[key] == seq {
+		delete(m.unstored, key)
+	}
+	m.endTurnLocked(key, t, err)
+	return err
+}
+
+// valueLocked returns what Storage is to have for a kind and name, nil if nothing.
+func (m *Manager) valueLocked(kind, name string) []byte {
+	r, ok := m.log.Get(kind, name)
+	if !ok {
+		return nil
+	}
+	var rec certRecord
+	if kind == kindCert && json.Unmarshal([]byte(r.JSON()), &rec) == nil {
+		if above, ok := m.log.Get(kindChain, rec.Chain); ok {
+			return shared.Encode(above, r)
+		}
+	}
+	return shared.Encode(r)
+}
+
+var (
+	errAway      = errors.New("the storage fails")
+	errElsewhere = errors.New("another member of the fleet sees to it")
+)
+
+func awayError(doing, kind, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %s the %s of %s: %w", errAway, doing, kind, name, err)
+}
+
+// load returns the records that Storage has for a kind and name, none if it has
+// nothing. A damaged value, which is said, is none.
+func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, storageWait)
+	defer cancel()
+	value, err := m.Storage.Load(ctx, shared.Key(kind, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, awayError("loading", kind, name, err)
+	}
+	records, err := shared.Decode(value, kind, name)
+	for _, r := range records {
+		err = cmp.Or(err, check(r))
+	}
+	switch {
+	case err == nil:
+		return records, nil
+	case errors.Is(err, journal.ErrVersion):
+		return nil, awayError("loading", kind, name, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the storage, the %s of %s: %w", kind, name, err)})
+	return nil, nil
+}
+
+// pull takes over what Storage has for a kind and name. An error says that
+// Storage fails, and is reported.
+func (m *Manager) pull(ctx context.Context, kind, name string) error {
+	if m.Storage == nil {
+		return nil
+	}
+	key := journal.Delete(kind, name).Key()
+	t, err := m.takeTurn(key)
+	var records []journal.Record
+	if err == nil {
+		records, err = m.load(ctx, kind, name)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.endTurnLocked(key, t, err)
+	if _, newer := m.unstored[key]; err == nil && !newer {
+		m.adopting = true
+		m.adoptLocked(kind, name, records)
+		m.adopting = false
+	}
+	if err != nil && ctx.Err() == nil {
+		m.dirty = true // so that the next write sees whether it works again
+		m.unwrittenLocked(err, m.seq)
+		m.pokeLocked()
+	}
+	return err
+}
+
+// adoptLocked puts what Storage has for a kind and name in the place of ours.
+func (m *Manager) adoptLocked(kind, name string, records []journal.Record) {
+	if len(records) == 0 {
+		m.lackedLocked(kind, name)
+		return
+	}
+	for _, r := range records {
+		was, _ := m.log.Get(r.Kind(), r.Name())
+		switch {
+		case r.Kind() == kindChain && was == "":
+			m.putLocked(r)
+		case r.Kind() == kind && was != r && m.truerLocked(r, was):
+			m.setLocked(r)
+		}
+	}
+}
+
+// lackedLocked takes in that Storage has nothing for a kind and name. Somebody
+// has seen to it that what passes is over; an account stays what it is.
+func (m *Manager) lackedLocked(kind, name string) {
+	r, ok := m.log.Get(kind, name)
+	switch {
+	case !ok:
+	case kind == kindOrder, kind == kindBackoff, kind == kindPause, kind == kindMoment:
+		m.setLocked(journal.Delete(kind, name))
+	case kind == kindAccount, kind == kindRegister:
+		m.unstoredLocked(r.Key(), m.seq)
+	}
+}
+
+// truerLocked reports whether a record from Storage replaces ours. Of two
+// certificates that is the one made later: one may be cut short.
+func (m *Manager) truerLocked(r, ours journal.Record) bool {
+	if r.Kind() == kindOrder || r.Kind() == kindRevoked || ours == "" {
+		return m.winsLocked(r)
+	}
+	switch r.Kind() {
+	case kindCert:
+		theirs, _ := r.Field(0)
+		made, _ := ours.Field(0)
+		return !m.barredLocked(r) && (theirs > made || theirs == made && m.laterLocked(r))
+	case kindStaple:
+		var theirs, rec stapleRecord
+		json.Unmarshal([]byte(r.JSON()), &theirs) // both were checked
+		json.Unmarshal([]byte(ours.JSON()), &rec)
+		return rec.Leaf != theirs.Leaf || theirs.Until > rec.Until
+	}
+	return true
+}
+
+// lock takes a lock of the fleet's, which unlock gives back. Some storages return
+// at once while another has it: they are asked again until over says that it is
+// not needed any more.
+func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlock func(), err error) {
+	ctx, cancel := context.WithCancel(ctx) // some hold a lock for as long as its context lives
+	limit := time.AfterFunc(lockWait, cancel)
+	for n := 1; ; n++ {
+		err = m.Storage.Lock(ctx, name)
+		if err == nil {
+			limit.Stop()
+			return func() { m.unlock(name); cancel() }, nil
+		}
+		if over() {
+			cancel()
+			return func() {}, nil
+		}
+		select {
+		case <-time.After(backoff(n, lockFirst, lockMost)):
+		case <-ctx.Done():
+			cancel()
+			return func() {}, fmt.Errorf("%w: its lock is not to be had: %w", errElsewhere, err)
+		}
+	}
+}
+
+func (m *Manager) unlock(name string) {
+	ctx, cancel := context.WithTimeout(context.Background(), storageWait)
+	defer cancel()
+	if err := m.Storage.Unlock(ctx, name); err != nil {
+		m.logger().Warn("letsencrypt: a lock was lost, or could not be given back, so that another member may have done the same", "lock", name, "err", err)
+	}
+}
+
+// alone keeps the other members of the fleet from ordering for a flight's host
+// until release, and takes over what they did for it before.
+func (m *Manager) alone(f *flight) (release func(), err error) {
+	host := f.host.name
+	unlock, err := m.lock(m.ctx, shared.Lock("host", host), func() bool {
+		return m.pull(m.ctx, kindCert, host) != nil || m.overtaken(f) != nil
+	})
+	for _, kind := range []string{kindCert, kindOrder, kindBackoff, kindMoment} {
+		if err == nil {
+			err = m.pull(m.ctx, kind, host)
+		}
+	}
+	return func() {
+		m.sync() // reports its error
+		unlock()
+	}, err
+}
+
+// shareAccount takes over the account at a CA that another member of the fleet
+// made. If there is none it keeps the others from making one until release.
+func (m *Manager) shareAccount(ctx context.Context, directory string) (release func(), err error) {
+	if m.Storage == nil {
+		return func() {}, nil
+	}
+	has := func() bool {
+		err = m.pullAccount(ctx, directory)
+		cred, _ := m.credentials(directory)
+		return err != nil || cred.URL != ""
+	}
+	if has() {
+		return func() {}, err
+	}
+	unlock, lockErr := m.lock(ctx, shared.Lock("account", directory), has)
+	if lockErr != nil {
+		return unlock, lockErr
+	}
+	if has() {
+		unlock()
+		return func() {}, err
+	}
+	return unlock, nil
+}
+
+func (m *Manager) pullAccount(ctx context.Context, directory string) error {
+	return cmp.Or(m.pull(ctx, kindAccount, directory), m.pull(ctx, kindRegister, onlyOne))
+}
+
+// catchUp takes over what other members of the fleet did for a host that we hold
+// a certificate for, and returns when the CA is next to be asked about it.
+func (m *Manager) catchUp(h *host) (next time.Time, err error) {
+	if m.Storage == nil {
+		return time.Time{}, nil
+	}
+	leaf := m.current(h.name)
+	for _, r := range []struct{ kind, name string }{{kindCert, h.name}, {kindRevoked, leaf}, {kindMoment, h.name}} {
+		if err := m.pull(m.ctx, r.kind, r.name); err != nil {
+			return time.Now().Add(lookEvery), err
+		}
+	}
+	rec := m.moment(h.name)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if rec.NotAfter != h.notAfter {
+		return time.Time{}, nil
+	}
+	return rec.Next, nil
+}
+
+// moment returns what is kept of when to renew a host's certificate.
+func (m *Manager) moment(host string) (rec momentRecord) {
+	if r, ok := m.log.Get(kindMoment, host); ok {
+		json.Unmarshal([]byte(r.JSON()), &rec) // it was checked when it came in
+	}
+	return rec
+}
+
+// cacheLocked notes that a host's certificate is in memory now, and puts others
+// out that have not been asked for of late, if there are too many.
+func (m *Manager) cacheLocked(h *host) {
+	if m.Storage == nil || m.CacheSize <= 0 {
+		return
+	}
+	if !h.cached {
+		h.cached = true
+		m.cached = append(m.cached, h)
+	}
+	for tries := 2 * len(m.cached); len(m.cached) > m.CacheSize && tries > 0; tries-- {
+		m.hand %= len(m.cached)
+		old := m.cached[m.hand]
+		switch {
+		case old == h || old.marks.Load()&used != 0 || !m.evictLocked(old):
+			old.unmark(used)
+			m.hand++
+		default:
+			old.cached = false
+			last := len(m.cached) - 1
+			m.cached[m.hand], m.cached[last] = m.cached[last], nil
+			m.cached = m.cached[:last]
+		}
+	}
+}
+
+// evictLocked puts a host's certificate out of memory: what is left is when it is
+// due. It reports whether there is none in memory any more.
+func (m *Manager) evictLocked(h *host) bool {
+	key := journal.Delete(kindCert, h.name).Key()
+	if _, unstored := m.unstored[key]; unstored || h.flight != nil || h.polling || h.next != nil {
+		return false
+	}
+	was := m.adopting
+	m.adopting = true
+	for _, kind := range []string{kindCert, kindStaple} {
+		m.forgetLocked(kind, h.name)
+	}
+	m.adopting = was
+	h.evicted = h.held()
+	h.leaf.Store(nil)
+	return true
 }
 
 // Watch returns a channel that receives whenever the state has changed since
@@ -638,7 +1079,7 @@ func (m *Manager) CacheFile(name string) error {
 // ordered, lest it be lost. What is written is what the buckets hold.
 func (m *Manager) writable() error {
 	m.mu.Lock()
-	warn := !m.kept && m.watch == nil && !m.told
+	warn := !m.kept && m.watch == nil && m.Storage == nil && !m.told
 	m.told = m.told || warn
 	m.putLocked(m.levelRecordsLocked()...)
 	m.mu.Unlock()
@@ -665,6 +1106,7 @@ func (m *Manager) addCALocked(c CA) {
 			Load:      func() (ca.Credentials, bool) { return m.credentials(c.Directory) },
 			Keep:      func(cred ca.Credentials) error { return m.keepAccount(c.Directory, cred) },
 			Contact:   m.contact,
+			Share:     func(ctx context.Context) (func(), error) { return m.shareAccount(ctx, c.Directory) },
 		},
 	})
 }
@@ -678,6 +1120,9 @@ func (m *Manager) register(ctx context.Context, a *authority, email string, prom
 		if d.Meta.Terms != "" && !prompt(d.Meta.Terms) {
 			return m.refuseTerms(email, d.Meta.Terms)
 		}
+	}
+	if err := m.pullAccount(ctx, a.Directory); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	m.prompt = prompt
@@ -830,11 +1275,43 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 			j.Replaces, _ = certs.ID(leaf) // without an identifier it replaces none
 		}
 	}
+	ours := j.OrderURL
 	j.Keep = func(url string) error {
+		ours = url
 		m.set(record(kindOrder, h.name, orderRecord{CA: a.Directory, Account: client.KID(), URL: url, Key: j.key, Made: time.Now().Unix()}))
-		return m.sync()
+		if err := m.sync(); err != nil {
+			return err
+		}
+		return m.stillOurs(m.ctx, h, ours)
 	}
+	j.Finalizing = func(ctx context.Context) error { return m.stillOurs(ctx, h, ours) }
 	return j, nil
+}
+
+// stillOurs returns an error if a member of the fleet that does not know of us,
+// because one of us has lost the lock, has made an order for the host. Then that
+// is the one to finish, for both of us, with its key.
+func (m *Manager) stillOurs(ctx context.Context, h *host, url string) error {
+	for _, kind := range []string{kindCert, kindOrder} {
+		if m.pull(ctx, kind, h.name) != nil {
+			return nil // it was said; the order is kept, and we are the one who can finish it
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o, ok := m.orders[h.name]; ok && o.URL == url {
+		return nil
+	}
+	return fmt.Errorf("%w: its order takes the place of ours", errElsewhere)
+}
+
+// resumable reports whether the order for a host that we have is one that the
+// account at the CA can finish.
+func (m *Manager) resumable(h *host, a *authority, client *ca.Client) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o := m.orders[h.name]
+	return m.begunLocked(h) && o.CA == a.Directory && o.Account == client.KID()
 }
 
 // shortLived is the profile that Let's Encrypt, and whoever goes by its names,
@@ -950,9 +1427,10 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	if wait {
 		h.next, h.before, s.until = s, before, until
 	}
-	h.asked.Store(false)
+	h.unmark(asked | used)
 	h.since, h.poll = now, now.UnixNano()
 	m.newest = max(m.newest, h.notBefore)
+	m.cacheLocked(h)
 	m.keepStapleLocked(s, now)
 	m.settleLocked(a, h, nil, now)
 	m.reportLocked(Event{Kind: kind, Host: h.name, CA: a.Directory, NotAfter: c.Leaf.NotAfter, Next: time.Unix(0, h.renewal)})
@@ -963,7 +1441,8 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 // hold notes a new certificate. A nil leaf is read from the state when the
 // first client asks for it.
 func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
-	h.notBefore, h.notAfter, h.dead, h.revoked, h.next, h.before = notBefore, notAfter, false, false, nil, nil
+	h.notBefore, h.notAfter, h.next, h.before = notBefore, notAfter, nil, nil
+	h.evicted, h.dead, h.revoked = false, false, false
 	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), mathrand.Float64()).UnixNano()
 	h.leaf.Store(leaf)
 }
@@ -1051,8 +1530,13 @@ func (m *Manager) status(name string) HostStatus {
 	if h.held() && m.wantedLocked(h, time.Now().Round(0)) {
 		s.Renewal = time.Unix(0, h.renewal)
 	}
+	if s.NotAfter.IsZero() {
+		s.NotAfter = h.expiry()
+	}
 	if s.Err = h.lastError(); s.Err != nil {
 		s.Retry = h.trouble.Retry
+	} else if m.unwritten != nil && m.Storage != nil {
+		s.Err = &HostError{Host: name, Err: m.unwritten}
 	}
 	if h.next != nil && s.Err == nil {
 		s.Err = &HostError{Host: name, CA: s.CA, Err: errBare}
@@ -1084,6 +1568,9 @@ func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.
 		if err := m.settled(ctx, name); err != nil {
 			return "", nil, err
 		}
+	}
+	if err := m.pull(ctx, kindCert, name); err != nil {
+		return "", nil, err
 	}
 	rec, cert, err := m.readCert(name)
 	if err != nil {
@@ -1235,7 +1722,7 @@ func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
 	r.trying = true
 	todo := *r
 	m.mu.Unlock()
-	err := m.revoke(ctx, &todo)
+	err := m.revokeAlone(ctx, hash, &todo)
 	m.mu.Lock()
 	r.trying, r.next = false, time.Now().Add(revokeAgain)
 	if f, ok := errors.AsType[*ca.Failure](err); ok {
@@ -1258,11 +1745,33 @@ func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
 	return nil
 }
 
+// revokeAlone has the CA revoke a certificate, unless another member of the fleet
+// has.
+func (m *Manager) revokeAlone(ctx context.Context, hash string, todo *revocation) error {
+	if m.Storage != nil {
+		unlock, err := m.lock(ctx, shared.Lock("host", todo.Host), func() bool { return false })
+		defer unlock()
+		if err == nil {
+			err = m.pull(ctx, kindRevoked, hash)
+		}
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		r := m.revocations[hash]
+		m.mu.Unlock()
+		if r == nil || !r.pending() {
+			return nil
+		}
+	}
+	return m.revoke(ctx, todo)
+}
+
 // revokedByUsLocked notes that the CA has revoked a certificate as asked.
 func (m *Manager) revokedByUsLocked(hash string, r *revocation) {
 	if h := m.hosts.Get(r.Host); h != nil && r.Reason == acme.CRLReasonCessationOfOperation {
 		h.managed = false
-		h.asked.Store(false)
+		h.unmark(asked | used)
 	}
 	done := *r
 	done.Leaf, done.Key = nil, nil

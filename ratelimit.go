@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,11 +42,20 @@ const (
 
 	backoffFirst = time.Minute // after a host's first failure; doubles
 	backoffMost  = 24 * time.Hour
-	revokeLater  = 10 * time.Minute // then a revocation that another process began is ours to finish, too
-	revokeAgain  = time.Hour        // after a CA refused to revoke
-	revokeFirst  = time.Second      // after a CA's first failure to revoke; doubles
-	stapleWait   = 15 * time.Second // for the first staple of a certificate that needs one
-	stapleFirst  = time.Minute      // after an OCSP responder's first failure; doubles
+	storageWait  = 30 * time.Second       // for one thing that Storage is to do
+	lockWait     = 2 * time.Minute        // for a lock that another member holds
+	lockFirst    = 250 * time.Millisecond // after Storage first did not give a lock; doubles
+	lockMost     = 5 * time.Second
+	writeAgain   = 5 * time.Second        // after the state could not be written, or Storage failed otherwise
+	pollSoon     = 10 * time.Minute       // after another member of the fleet made a certificate
+	catchUpEvery = 6 * time.Hour          // with what other members did for a host
+	catchUpApart = 100 * time.Millisecond // between two hosts, at a start
+	fleetSpread  = time.Minute            // over which the members of a fleet come to a renewal that is due, at most
+	revokeLater  = 10 * time.Minute       // then a revocation that another process began is ours to finish, too
+	revokeAgain  = time.Hour              // after a CA refused to revoke
+	revokeFirst  = time.Second            // after a CA's first failure to revoke; doubles
+	stapleWait   = 15 * time.Second       // for the first staple of a certificate that needs one
+	stapleFirst  = time.Minute            // after an OCSP responder's first failure; doubles
 	stapleMost   = time.Hour
 	pauseFirst   = time.Minute // after a CA's first failure; doubles
 	pauseMost    = time.Hour
@@ -159,9 +167,11 @@ type flight struct {
 	err    error
 
 	notAfter   int64 // of the certificate that it is to replace
-	renew      bool  // whatever there is already
-	waiters    int   // clients; guarded by m.mu
-	client     bool  // one started it
+	verdict    verdict
+	renew      bool // whatever there is already
+	waiters    int  // clients; guarded by m.mu
+	client     bool // one started it
+	owing      bool // and it is to see whether it may, and take its token, on the way
 	background bool
 }
 
@@ -205,6 +215,17 @@ func (m *Manager) hostLocked(name string) *host {
 	}
 	return h
 }
+
+// The marks of a host. Both are set together when a client is served.
+const (
+	asked uint32 = 1 << iota // a client did ask for it, since the last issuance
+	used                     // one did since we last looked for certificates to put out of memory
+)
+
+// mark sets marks, and reports whether asked was not among those before.
+func (h *host) mark(marks uint32) (first bool) { return h.marks.Or(marks)&asked == 0 }
+
+func (h *host) unmark(marks uint32) { h.marks.And(^marks) }
 
 func (h *host) held() bool { return h.notAfter != 0 }
 
@@ -338,14 +359,14 @@ func (m *Manager) wantedLocked(h *host, now time.Time) bool {
 	if now.Before(m.coveredUntil(h.name)) {
 		return false
 	}
-	asked := h.asked.Load()
-	if !h.listed && !h.managed && (!asked || m.coverLocked(h.name) != h.name) || m.judgeLocked(h.name, h) == refused {
+	clients := h.marks.Load()&asked != 0
+	if !h.listed && !h.managed && (!clients || m.coverLocked(h.name) != h.name) || m.judgeLocked(h.name, h) == refused {
 		return false
 	}
 	if h.held() || h.managed || m.begunLocked(h) {
 		return true
 	}
-	return h.listed && (m.eager || asked)
+	return h.listed && (m.eager || clients)
 }
 
 // coveredUntil returns until when a certificate of the program's own spares us
@@ -404,19 +425,62 @@ func undecided(err error) bool {
 	return ok
 }
 
-// admitted asks Allow about a client's host and takes its token.
-func (m *Manager) admitted(f *flight, hello *tls.ClientHelloInfo) *HostError {
-	ctx := m.ctx
-	if hello != nil && hello.Conn != nil {
-		ctx = context.WithValue(ctx, clientKey{}, hello.Conn.RemoteAddr())
+// admitted asks Allow about a client's host. If another member of the fleet has
+// its certificate, that is all it takes.
+func (m *Manager) admitted(f *flight, hello *tls.ClientHelloInfo) error {
+	if f.verdict == asking {
+		ctx := m.ctx
+		if hello != nil && hello.Conn != nil {
+			ctx = context.WithValue(ctx, clientKey{}, hello.Conn.RemoteAddr())
+		}
+		if err := m.allow(ctx, f.host.name); err != nil {
+			return err
+		}
 	}
-	if err := m.allow(ctx, f.host.name); err != nil {
-		return &HostError{Host: f.host.name, Err: err}
+	return m.pull(m.ctx, kindCert, f.host.name)
+}
+
+// hindrance returns why no CA is to be asked for the host now, nil if nothing
+// speaks against it.
+func (m *Manager) hindrance(f *flight) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, now := f.host, time.Now().Round(0)
+	if !f.renew && now.Before(h.retry(now)) {
+		return h.lastError()
+	}
+	if until, err := m.openLocked(h, f, now); err != nil {
+		return &HostError{Host: h.name, Err: err, Retry: until}
+	}
+	return nil
+}
+
+// lookLocked reports whether a host that a client asks for is looked for in
+// Storage, whatever speaks against an order. One that fails is every few seconds.
+func (m *Manager) lookLocked(h *host, now time.Time) bool {
+	switch {
+	case m.Storage == nil:
+		return false
+	case h == nil || h.trouble == nil:
+		return true
+	case now.Before(h.trouble.looked.Add(writeAgain)):
+		return false
+	}
+	h.trouble.looked = now
+	return true
+}
+
+// pay takes the token of a client's flight.
+func (m *Manager) pay(f *flight) error {
+	if !f.owing {
+		return nil
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if retry, ok := m.takeNowLocked(!f.host.held() && f.host.trouble == nil); !ok {
-		return &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry}
+	h := f.host
+	unseen := f.verdict == stranger || f.verdict == asking && !h.held() && h.trouble == nil
+	if retry, ok := m.takeNowLocked(unseen); !ok {
+		return &HostError{Host: h.name, Err: ErrRateLimited, Retry: retry}
 	}
 	return nil
 }
@@ -501,7 +565,8 @@ type trouble struct {
 	Paused   map[string]time.Time `json:"paused,omitempty"` // CAs that a person must ask, and when we try again
 	Said     string               `json:"said,omitempty"`   // what the last of those CAs said
 
-	err error // as it came; after a restart what Error says
+	err    error     // as it came; after a restart what Error says
+	looked time.Time // when a client last had us look for the host in Storage
 }
 
 func (t *trouble) cause() error {
@@ -782,7 +847,7 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure, late error) er
 		return fmt.Errorf("%w; %w", f, late)
 	}
 	seen := typ == challenge.TLSALPN01 || typ == challenge.HTTP01
-	if v, ok := errors.AsType[*ca.ValidationError](f); ok && seen && !v.Arrived {
+	if v, ok := errors.AsType[*ca.ValidationError](f); ok && seen && !v.Arrived && m.Storage == nil { // it may have arrived at another member
 		return fmt.Errorf("%w; %s", f, challenge.Advice(typ, h.name, m.tlsReady))
 	}
 	return f
@@ -832,6 +897,9 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	if v == refused && hello == nil && m.list == nil {
 		v = stranger // the program itself named it to Cert
 	}
+	if h != nil && h.evicted && now.Before(h.expiry()) {
+		v = vouched // it is held, if not in memory
+	}
 	if v == asking && hello != nil && isWildcard(name) {
 		v = refused // nobody's browser says that
 	}
@@ -849,31 +917,33 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	if h != nil && h.flight != nil && h.flight.queue == nil {
 		return m.countedLocked(h.flight), h.flight.parked, nil
 	}
-	if h != nil && now.Before(h.retry(now)) {
+	look := m.lookLocked(h, now)
+	if h != nil && now.Before(h.retry(now)) && !look {
 		return nil, nil, h.lastError()
 	}
 	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
 		return fail(r.err, r.until)
 	}
-	if until, err := m.openLocked(h, nil, now); err != nil {
+	if until, err := m.openLocked(h, nil, now); err != nil && !look {
 		return fail(err, until)
 	}
-	if v != asking || h != nil && h.flight != nil { // else the flight asks, and then takes it
+	owing := v == asking || look
+	if !owing || h != nil && h.flight != nil { // else the flight asks and looks, and then takes it
 		if retry, ok := m.takeNowLocked(v == stranger); !ok {
 			return fail(ErrRateLimited, retry)
 		}
 	}
 	h = m.hostLocked(name)
-	h.asked.Store(true)
+	h.mark(asked)
 	if f := h.flight; f != nil {
 		m.startLocked(f)
 		return m.countedLocked(f), nil, nil
 	}
 	first := newFlight(h)
-	first.client = true
+	first.client, first.owing, first.verdict = true, owing, v
 	m.clients++
 	m.requeueLocked(h)
-	m.goLocked(func() { m.fly(first, v == asking, hello) })
+	m.goLocked(func() { m.fly(first, hello) })
 	return m.countedLocked(first), nil, nil
 }
 
@@ -997,6 +1067,9 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 	if item, at := m.staples.Next(); item != nil {
 		next = earliest(next, at)
 	}
+	if m.dirty && m.writeAgain.After(now) {
+		next = earliest(next, m.writeAgain)
+	}
 	next = earliest(next, m.own.Next())
 	return max(0, next.Sub(now))
 }
@@ -1029,7 +1102,7 @@ func (m *Manager) housekeepLocked(now time.Time) {
 	if now.Sub(m.leveled) >= levelEvery && m.buckets.Spent() {
 		m.putLocked(m.levelRecordsLocked()...)
 	}
-	if m.dirty && !m.flushing {
+	if m.dirty && !m.flushing && !now.Before(m.writeAgain) {
 		m.flushing = m.goLocked(func() {
 			m.sync() // reports its error
 			m.mu.Lock()
@@ -1111,11 +1184,15 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 		m.dropLocked(h)
 		return
 	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut, h.retry(now))):
-		if m.questions < maxFlights || m.judgeLocked(h.name, h) != asking {
+		switch v := m.judgeLocked(h.name, h); {
+		case m.Storage != nil && m.unwritten != nil:
+			h.shut = now.Add(writeAgain + rand.N(writeAgain))
+		case m.questions < maxFlights || v != asking && m.Storage == nil:
 			m.readyLocked(h, now)
 			return
+		default:
+			h.shut = now.Add(time.Second) // there are questions enough
 		}
-		h.shut = now.Add(time.Second) // there are questions enough
 	case wanted && alive && !h.polling && now.UnixNano() >= h.poll:
 		m.pollLocked(h)
 	}
@@ -1148,6 +1225,28 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 	return later(later(expiry, h.retry(now)), now).Add(troubleAge + time.Second)
 }
 
+// queueAllLocked queues all there is, when the Manager starts. What the state
+// has of each is old news: that is asked for, one by one.
+func (m *Manager) queueAllLocked() {
+	for name := range m.orders { // unfinished ones are finished
+		if h := m.hostLocked(name); m.begunLocked(h) {
+			h.mark(asked)
+		}
+	}
+	apart := pollApart
+	if m.Storage != nil {
+		apart = catchUpApart // most need not ask the CA
+	}
+	spread := min(spreadPolls, time.Duration(m.hosts.Len())*apart)
+	for _, h := range m.hosts.All() {
+		h.poll = time.Now().Add(rand.N(spread)).UnixNano()
+		m.requeueLocked(h)
+	}
+	for _, cert := range m.own.Certificates() {
+		m.stapleOwnLocked(cert)
+	}
+}
+
 // requeueLocked puts a host in the queue for what is next due for it.
 func (m *Manager) requeueLocked(h *host) {
 	if !m.started {
@@ -1168,7 +1267,8 @@ func (m *Manager) requeueLocked(h *host) {
 // those for hosts that have none.
 func (m *Manager) readyLocked(h *host, now time.Time) {
 	f := newFlight(h)
-	if m.judgeLocked(h.name, h) == asking {
+	f.verdict = m.judgeLocked(h.name, h)
+	if f.verdict == asking || m.Storage != nil {
 		m.questions++
 		f.parked = make(chan struct{})
 		m.goLocked(func() { m.askFirst(f) })
@@ -1204,22 +1304,36 @@ func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
 	m.pokeLocked()
 }
 
-// askFirst asks Allow about a host that is due, before it may have a token.
+// askFirst asks Allow about a host that is due, and looks what other members of
+// the fleet did for it, before it may have a token.
 func (m *Manager) askFirst(f *flight) {
-	err := m.allow(m.ctx, f.host.name)
+	var err error
+	if f.verdict == asking {
+		err = m.allow(m.ctx, f.host.name)
+	}
+	if away := m.pull(m.ctx, kindCert, f.host.name); away != nil && (err == nil || undecided(err)) {
+		err = away
+	}
+	cert := m.overtaken(f)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.questions--
 	now := time.Now().Round(0)
 	h := f.host
 	switch {
+	case err == nil && cert != nil:
+		m.landLocked(f, cert, nil)
+		return
+	case errors.Is(err, errAway):
+		m.turnBackLocked(f, err, now)
+		return
 	case err == nil, undecided(err) && now.Before(h.expiry()):
 		m.waitForTokenLocked(f, now)
 		return
 	case undecided(err):
 		m.failedLocked(h, &failure{HostError: HostError{Host: h.name, Err: err}}, now)
 	default: // what Allow refuses is not wanted, until somebody asks again
-		h.asked.Store(false)
+		h.unmark(asked | used)
 		h.managed = false
 	}
 	m.landLocked(f, nil, &HostError{Host: h.name, Err: err, Retry: h.retry(now)})
@@ -1281,13 +1395,14 @@ func (m *Manager) dueStillLocked(f *flight, now time.Time) bool {
 	return m.wantedLocked(h, now) && (h.notAfter == f.notAfter || !now.Before(h.expiry()))
 }
 
-// overtaken returns the host's certificate if it has another by now than when
-// the flight began, which nobody asked to be replaced.
+// overtaken returns the host's certificate if there is nothing left to do for
+// the flight: another process has made it, or the CA wants it replaced later.
 func (m *Manager) overtaken(f *flight) *tls.Certificate {
 	m.mu.Lock()
-	other := f.host.notAfter != f.notAfter && !f.renew
+	h, now := f.host, time.Now()
+	over := !f.renew && now.Before(h.expiry()) && (f.client || h.notAfter != f.notAfter || now.UnixNano() < h.renewal)
 	m.mu.Unlock()
-	if !other {
+	if !over {
 		return nil
 	}
 	if leaf := f.host.leaf.Load(); leaf != nil {
@@ -1330,32 +1445,80 @@ func (m *Manager) startLocked(f *flight) {
 	}
 	f.queue, f.background = nil, true
 	m.background++
-	m.goLocked(func() { m.fly(f, false, nil) })
+	m.goLocked(func() { m.fly(f, nil) })
 }
 
 // fly is a flight: it asks Allow, if it must, and the CAs.
-func (m *Manager) fly(f *flight, ask bool, hello *tls.ClientHelloInfo) {
-	if ask {
-		if err := m.admitted(f, hello); err != nil {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			f.host.asked.Store(false)
-			m.landLocked(f, nil, err)
-			return
+func (m *Manager) fly(f *flight, hello *tls.ClientHelloInfo) {
+	release, err := m.takeOff(f, hello)
+	defer release()
+	var cert *tls.Certificate
+	var failed *failure
+	if err == nil {
+		cert, failed = m.obtain(f)
+	}
+	if failed != nil && errors.Is(failed.Err, errElsewhere) {
+		if cert = m.overtaken(f); cert != nil {
+			failed = nil
 		}
 	}
-	cert, failed := m.obtain(f)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case failed == nil:
+	case err == nil && failed == nil:
 		m.landLocked(f, cert, nil)
 	case m.ctx.Err() != nil:
 		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: http.ErrServerClosed})
+	case err != nil:
+		m.turnBackLocked(f, err, time.Now().Round(0))
+	case errors.Is(failed.Err, errAway) || errors.Is(failed.Err, errElsewhere):
+		m.turnBackLocked(f, failed.Err, time.Now().Round(0))
 	default:
 		m.failedLocked(f.host, failed, time.Now().Round(0))
 		m.landLocked(f, nil, &failed.HostError)
 	}
+}
+
+// takeOff sees that a flight may order, and keeps the other members of the fleet
+// from doing so till release.
+func (m *Manager) takeOff(f *flight, hello *tls.ClientHelloInfo) (release func(), err error) {
+	release = func() {}
+	if f.owing {
+		if err := m.admitted(f, hello); err != nil || m.overtaken(f) != nil {
+			return release, err
+		}
+		if err := m.hindrance(f); err != nil {
+			return release, err
+		}
+	}
+	if m.Storage != nil {
+		release, err = m.alone(f)
+		if err != nil || m.overtaken(f) != nil {
+			return release, err
+		}
+		if err := m.hindrance(f); err != nil { // another member may have failed
+			return release, err
+		}
+	}
+	return release, m.pay(f)
+}
+
+// turnBackLocked ends a flight that asked no CA for anything, for a reason that
+// is not the host's.
+func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
+	h := f.host
+	if f.owing {
+		h.unmark(asked | used)
+	}
+	he, ok := errors.AsType[*HostError](err)
+	if !ok {
+		he = &HostError{Host: h.name, Err: err}
+	}
+	if errors.Is(err, errAway) || errors.Is(err, errElsewhere) {
+		h.shut = now.Add(writeAgain + rand.N(writeAgain))
+		he.Retry = h.shut
+	}
+	m.landLocked(f, nil, he)
 }
 
 // landLocked ends a flight, whether it ever started or not.
@@ -1398,9 +1561,11 @@ func (m *Manager) tidyLocked(h *host) {
 
 // dropLocked forgets a host that nobody wants.
 func (m *Manager) dropLocked(h *host) {
+	m.adopting = true // whether other members want it is not for this one to say
 	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder, kindStaple} {
 		m.forgetLocked(kind, h.name)
 	}
+	m.adopting = false
 	delete(m.orders, h.name)
 	m.due.Remove(&h.place)
 	m.hosts.Delete(h.name)
@@ -1414,19 +1579,22 @@ func (m *Manager) pollLocked(h *host) {
 	}
 	notAfter := h.notAfter
 	h.polling = m.goLocked(func() {
-		info, issuer, id, err := m.renewalInfo(h.name)
+		next, err := m.catchUp(h)
+		var info ca.RenewalInfo
+		var issuer, id string
+		if err == nil && !time.Now().Before(next) {
+			info, issuer, id, err = m.renewalInfo(h.name)
+			next = time.Now().Round(0).Add(info.Again)
+		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.polls--
 		h.polling = false
-		if h.notAfter != notAfter { // the answer is about a certificate of the past
-			m.requeueLocked(h)
-			return
-		}
-		now := time.Now().Round(0)
-		h.poll = now.Add(info.Again).UnixNano()
-		if err == nil {
-			m.chooseLocked(h, issuer, id, info, now)
+		if h.notAfter == notAfter { // else the answer is about a certificate of the past
+			h.poll = m.nextPoll(next).UnixNano()
+			if err == nil && id != "" {
+				m.chooseLocked(h, issuer, id, info, next)
+			}
 		}
 		m.requeueLocked(h)
 	})
@@ -1457,22 +1625,34 @@ func (m *Manager) renewalInfo(name string) (info ca.RenewalInfo, issuer, id stri
 	return info, rec.CA, id, ca.ErrNoRenewalInfo
 }
 
+// nextPoll returns when to look again at a certificate about which the CA is next
+// to be asked at the time next. In a fleet what other members did for the host
+// is looked up more often, and one of them asks.
+func (m *Manager) nextPoll(next time.Time) time.Time {
+	if m.Storage == nil {
+		return next
+	}
+	return earliest(next, time.Now().Add(catchUpEvery)).Add(rand.N(fleetSpread))
+}
+
 // levelAgain is when a certificate that no CA can be asked about is looked at
 // again.
 const levelAgain = 24 * time.Hour
 
 // chooseLocked chooses the moment of a host's renewal in the window that the
 // CA suggests, or keeps the one that it chose in that window before.
-func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, now time.Time) {
-	var was momentRecord
-	if r, ok := m.log.Get(kindMoment, h.name); ok {
-		json.Unmarshal([]byte(r.JSON()), &was) // it was checked when it came in
-	}
+func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, next time.Time) {
+	now := time.Now().Round(0)
+	was := m.moment(h.name)
 	if h.revoked {
 		return // it is to be replaced whatever the CA suggests
 	}
 	if was.ID == id && was.Start.Equal(info.Start) && was.End.Equal(info.End) {
 		h.renewal = was.Moment.UnixNano()
+		if m.Storage != nil { // so that others need not ask till then
+			was.Next = next
+			m.putLocked(record(kindMoment, h.name, was))
+		}
 		return
 	}
 	start, end := certs.Clip(info.Start, info.End, time.Unix(h.notBefore, 0), h.expiry(), now)
@@ -1480,7 +1660,11 @@ func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, 
 	if h.renewal > now.UnixNano() && info.End.Before(now) {
 		m.reportLocked(Event{Kind: EventRecalled, Host: h.name, CA: issuer, NotAfter: h.expiry(), Err: errors.New(cmp.Or(info.Explanation, "the CA does not say why"))})
 	}
-	m.setLocked(record(kindMoment, h.name, momentRecord{ID: id, Start: info.Start, End: info.End, Moment: moment}))
+	rec := momentRecord{ID: id, NotAfter: h.notAfter, Start: info.Start, End: info.End, Moment: moment}
+	if m.Storage != nil {
+		rec.Next = next
+	}
+	m.setLocked(record(kindMoment, h.name, rec))
 	if h.renewal = moment.UnixNano(); moment.After(now) && !h.redone {
 		h.early = 0
 	}

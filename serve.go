@@ -26,6 +26,7 @@ import (
 	"example.com/letsencrypt/internal/event"
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/queue"
+	"example.com/letsencrypt/internal/shared"
 	"example.com/letsencrypt/internal/staple"
 	"example.com/letsencrypt/internal/txt"
 )
@@ -85,7 +86,7 @@ func (m *Manager) wildcard(name string) *host {
 
 // ready returns the certificate if a client has asked for it before.
 func (h *host) ready() *tls.Certificate {
-	if h == nil || !h.asked.Load() {
+	if h == nil || h.marks.Load() != asked|used {
 		return nil
 	}
 	return h.leaf.Load()
@@ -120,7 +121,7 @@ func (m *Manager) certificate(ctx context.Context, name string, hello *tls.Clien
 	defer m.mu.Unlock()
 	m.waiters--
 	f.waiters--
-	if err == nil && !f.host.asked.Swap(true) { // who waited for it is served with it
+	if err == nil && f.host.mark(asked|used) { // who waited for it is served with it
 		m.requeueLocked(f.host)
 	}
 	return cert, true, err
@@ -137,7 +138,7 @@ func (m *Manager) live(name string) *tls.Certificate {
 	if leaf == nil {
 		leaf = m.firstUse(h)
 	}
-	if leaf != nil && !h.asked.Swap(true) {
+	if leaf != nil && h.mark(asked|used) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.requeueLocked(h)
@@ -148,9 +149,9 @@ func (m *Manager) live(name string) *tls.Certificate {
 // firstUse reads a host's certificate from the state.
 func (m *Manager) firstUse(h *host) *tls.Certificate {
 	m.mu.Lock()
-	expiry := h.expiry()
+	expiry, evicted := h.expiry(), h.evicted
 	m.mu.Unlock()
-	if !time.Now().Before(expiry) {
+	if evicted || !time.Now().Before(expiry) {
 		return nil
 	}
 	rec, cert, err := m.readCert(h.name)
@@ -161,11 +162,11 @@ func (m *Manager) firstUse(h *host) *tls.Certificate {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case err != nil && h.expiry().Equal(expiry):
+	case err != nil && h.expiry().Equal(expiry) && !h.evicted:
 		m.reportLocked(Event{Kind: EventState, Host: h.name, Err: err})
 		h.notBefore, h.notAfter = 0, 0
 		m.requeueLocked(h)
-	case err == nil && h.expiry().Equal(expiry) && h.leaf.CompareAndSwap(nil, s.served):
+	case err == nil && h.expiry().Equal(expiry) && !h.evicted && h.leaf.CompareAndSwap(nil, s.served):
 		m.queueStapleLocked(s, time.Now())
 	}
 	return h.leaf.Load()
@@ -183,7 +184,55 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 	if cert := m.answers.TLSALPN(name); cert != nil {
 		return cert, nil
 	}
+	if ctx := helloContext(hello); m.Storage != nil && m.expects(ctx, name) {
+		if cert := m.others.TLSALPN(ctx, name); cert != nil {
+			return cert, nil
+		}
+	}
 	return nil, errNoValidation
+}
+
+// expects reports whether a CA may come to validate a name: it may have a
+// certificate.
+func (m *Manager) expects(ctx context.Context, name string) bool {
+	m.begin()
+	m.mu.Lock()
+	h := m.hosts.Get(name)
+	v, closed := m.judgeLocked(name, h), m.closed
+	m.mu.Unlock()
+	if v == asking && (h == nil || !h.held()) {
+		return !closed && m.allow(ctx, name) == nil
+	}
+	return !closed && v != refused
+}
+
+// answerElsewhere returns the answer to a validation that another member of the
+// fleet set up.
+func (m *Manager) answerElsewhere(host string) (p challenge.Pending, ok bool) {
+	records, err := m.load(m.ctx, kindChallenge, host)
+	if err != nil || len(records) == 0 {
+		return p, false
+	}
+	err = json.Unmarshal([]byte(records[len(records)-1].JSON()), &p)
+	return p, err == nil
+}
+
+// share lets the other members of the fleet answer a challenge, too.
+func (s *solving) share(ctx context.Context, p challenge.Pending) (remove func(), err error) {
+	if s.m.Storage == nil {
+		return func() {}, nil
+	}
+	key := shared.Key(kindChallenge, s.host)
+	wait, cancel := context.WithTimeout(ctx, storageWait)
+	defer cancel()
+	if err := s.m.Storage.Store(wait, key, shared.Encode(record(kindChallenge, s.host, p))); err != nil {
+		return func() {}, awayError("storing", kindChallenge, s.host, err)
+	}
+	return func() {
+		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageWait)
+		defer cancel()
+		s.m.Storage.Delete(wait, key) // what is left of it does no harm
+	}, nil
 }
 
 var errNoValidation = &HostError{Host: "acme-tls/1", Err: errors.New("no validation of this name is pending here")}
@@ -315,17 +364,24 @@ func (s *solving) answer(ctx context.Context, ch *ca.Challenge, arrived chan<- s
 	if err != nil {
 		return nil, err
 	}
-	switch ch.Type {
-	case challenge.DNS01:
+	if ch.Type == challenge.DNS01 {
 		remove, late, err := s.setRecord(ctx, ch.Token, keyAuth)
 		ans.Remove, s.late = func() { s.m.aside(remove) }, late
 		return ans, err
-	case challenge.HTTP01:
-		ans.Remove = s.m.answers.AddHTTP(s.host, ch.Token, keyAuth, arrived)
-	default:
-		ans.Remove, err = s.m.answers.AddTLSALPN(s.host, keyAuth, arrived)
 	}
-	return ans, err
+	elsewhere, err := s.share(ctx, challenge.Pending{Type: ch.Type, Token: ch.Token, KeyAuth: keyAuth})
+	if err != nil {
+		return nil, err
+	}
+	var here func()
+	if ch.Type == challenge.HTTP01 {
+		here = s.m.answers.AddHTTP(s.host, ch.Token, keyAuth, arrived)
+	} else if here, err = s.m.answers.AddTLSALPN(s.host, keyAuth, arrived); err != nil {
+		elsewhere()
+		return nil, err
+	}
+	ans.Remove = func() { here(); elsewhere() }
+	return ans, nil
 }
 
 // setRecord has a record set for dns-01 and waits until it is seen, which may
@@ -644,6 +700,7 @@ func (m *Manager) ended(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() {
 		m.running.Wait()
+		m.share() // what the last flights left; its error was reported before
 		m.mu.Lock()
 		if m.owed {
 			m.tellLocked(true) // loop, which would have, has ended
@@ -688,7 +745,7 @@ func (m *Manager) serveHTTP(w http.ResponseWriter, r *http.Request, fallback htt
 	host, port, err := splitHost(r.Host)
 	get := r.Method == http.MethodGet || r.Method == http.MethodHead
 	if token, ok := challenge.Token(r.URL.Path); ok && err == nil && get {
-		if keyAuth, ok := m.answers.HTTP(host, token); ok {
+		if keyAuth, ok := m.answer(r.Context(), host, token); ok {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			io.WriteString(w, keyAuth)
 			return
@@ -706,6 +763,16 @@ func (m *Manager) serveHTTP(w http.ResponseWriter, r *http.Request, fallback htt
 	default:
 		redirect(w, r, host, m.httpsPort(port))
 	}
+}
+
+// answer returns the key authorization that answers an http-01 validation, ours
+// or another member's of the fleet.
+func (m *Manager) answer(ctx context.Context, host, token string) (keyAuth string, ok bool) {
+	keyAuth, ok = m.answers.HTTP(host, token)
+	if !ok && m.Storage != nil && m.expects(ctx, host) {
+		return m.others.HTTP(ctx, host, token)
+	}
+	return keyAuth, ok
 }
 
 // knownLocked reports whether there is, or could be, something at the host to
@@ -905,7 +972,10 @@ func (m *Manager) refresh(s *stapled) {
 // fetchStaple returns what the responder says of a certificate or, the first
 // time, what it said before we were restarted.
 func (m *Manager) fetchStaple(ctx context.Context, s *stapled) (*staple.Response, error) {
-	if resp := m.keptStaple(s); resp != nil {
+	if m.Storage != nil && m.pull(ctx, kindStaple, s.key) == nil {
+		s.looked = false // another member may have asked
+	}
+	if resp := m.keptStaple(s); resp != nil && (s.last == nil || resp.NextUpdate.After(s.last.NextUpdate)) {
 		return resp, nil
 	}
 	leaf, issuer, err := leafAndIssuer(s.base)

@@ -3,23 +3,34 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"strings"
 	"testing"
 )
 
-// runOnce runs the demo in a folder and returns what it prints.
-func runOnce(t *testing.T, dir string) string {
+// TestMain has this binary do a member's job in the processes that a fleet starts.
+func TestMain(m *testing.M) {
+	if j := os.Getenv(jobVar); j != "" {
+		beMember(j)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// runOnce runs the demo and returns what it prints.
+func runOnce(t *testing.T, o options) string {
 	t.Helper()
+	o.once = true
 	var out bytes.Buffer
-	if err := run(t.Context(), &out, dir, true); err != nil {
+	if err := run(t.Context(), &out, o); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	return out.String()
 }
 
 func TestOnce(t *testing.T) {
-	dir := t.TempDir()
-	first, second := runOnce(t, dir), runOnce(t, dir)
+	o := options{dir: t.TempDir()}
+	first, second := runOnce(t, o), runOnce(t, o)
 	for _, out := range []string{first, second} {
 		if n := strings.Count(out, "\nok "); n != 4 {
 			t.Errorf("%d checks passed, want 4:\n%s", n, out)
@@ -33,14 +44,32 @@ func TestOnce(t *testing.T) {
 	}
 }
 
-func TestInterrupted(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	out := &waiter{substr: "Serving until interrupted.", found: cancel}
-	if err := run(ctx, out, "", false); err != nil {
-		t.Errorf("%v, want no error", err)
+func TestFleetOnce(t *testing.T) {
+	o := options{dir: t.TempDir(), fleet: true}
+	first, second := runOnce(t, o), runOnce(t, o)
+	for _, out := range []string{first, second} {
+		if n := strings.Count(out, "\nok "); n != 6 {
+			t.Errorf("%d checks passed, want 6:\n%s", n, out)
+		}
 	}
-	if !strings.Contains(out.text.String(), "\n  curl --cacert ") {
-		t.Errorf("no command to visit it with:\n%s", &out.text)
+	if !strings.Contains(first, "Pebble counts one order") {
+		t.Errorf("the first fleet obtained no certificate:\n%s", first)
+	}
+	if !strings.Contains(second, "Pebble counts no order:") {
+		t.Errorf("the second fleet in the same folder made an order:\n%s", second)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	for _, o := range []options{{}, {fleet: true}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		out := &waiter{substr: "Serving until interrupted.", found: cancel}
+		if err := run(ctx, out, o); err != nil {
+			t.Errorf("run with %+v = %v, want no error", o, err)
+		}
+		if !strings.Contains(out.text.String(), "\n  curl --cacert ") {
+			t.Errorf("run with %+v prints no command to visit it with:\n%s", o, &out.text)
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -24,35 +23,43 @@ const visitTimeout = time.Minute
 func (d *demo) visit(ctx context.Context, s *server) (*server, error) {
 	ctx, cancel := context.WithTimeout(ctx, visitTimeout)
 	defer cancel()
-	failed := false
-	check := func(what string, err error) {
-		if err != nil {
-			fmt.Fprintf(d.out, "FAIL  %s: %v\n", what, err)
-			failed = true
-			return
-		}
-		fmt.Fprintf(d.out, "ok    %s\n", what)
-	}
+	v := &verdict{out: d.out}
 	fmt.Fprintln(d.out)
-	first, err := d.visitHTTPS(ctx, s)
-	check("HTTPS serves "+host+", and its chain leads to Pebble's root", err)
-	check("HTTP redirects to HTTPS", d.visitHTTP(ctx, s))
+	first, err := d.visitHTTPS(ctx, s.m.HTTPSAddr)
+	v.check("HTTPS serves "+host+", and its chain leads to Pebble's root", err)
+	v.check("HTTP redirects to HTTPS", d.visitHTTP(ctx))
 
 	orders := d.ca.Orders()
 	s, err = d.restart(ctx, s)
-	var second *big.Int
 	if err == nil {
-		second, err = d.visitHTTPS(ctx, s)
+		err = d.serves(ctx, s.m.HTTPSAddr, first)
 	}
-	if err == nil && (first == nil || first.Cmp(second) != 0) {
-		err = fmt.Errorf("it serves %x, the first one served %x", second, first)
+	v.check("another Manager serves the same certificate from the same file", err)
+	v.check("Pebble counts no further order for it", same(d.ca.Orders(), orders))
+	return s, v.err()
+}
+
+// A verdict is whether all is as it ought to be.
+type verdict struct {
+	out    io.Writer
+	failed bool
+}
+
+// check prints how one thing is.
+func (v *verdict) check(what string, err error) {
+	if err != nil {
+		fmt.Fprintf(v.out, "FAIL  %s: %v\n", what, err)
+		v.failed = true
+		return
 	}
-	check("another Manager serves the same certificate from the same file", err)
-	check("Pebble counts no further order for it", same(d.ca.Orders(), orders))
-	if failed {
-		return s, errors.New("not all is as it should be")
+	fmt.Fprintf(v.out, "ok    %s\n", what)
+}
+
+func (v *verdict) err() error {
+	if v.failed {
+		return errors.New("not all is as it should be")
 	}
-	return s, nil
+	return nil
 }
 
 // restart stops the server and starts one anew, with a Manager that knows no
@@ -75,26 +82,38 @@ func same(got, want int) error {
 	return nil
 }
 
-// visitHTTPS gets the server's page, with the chain verified, and returns the
-// serial number of the certificate.
-func (d *demo) visitHTTPS(ctx context.Context, s *server) (*big.Int, error) {
-	res, body, err := d.get(ctx, "https", s.m.HTTPSAddr)
+// serves returns an error unless the server at addr serves a certificate.
+func (d *demo) serves(ctx context.Context, addr string, want *x509.Certificate) error {
+	leaf, err := d.visitHTTPS(ctx, addr)
+	if err != nil {
+		return err
+	}
+	if !leaf.Equal(want) {
+		return fmt.Errorf("it serves %x", leaf.SerialNumber)
+	}
+	return nil
+}
+
+// visitHTTPS gets the page of the server at addr, with the chain verified, and
+// returns the server's certificate.
+func (d *demo) visitHTTPS(ctx context.Context, addr string) (*x509.Certificate, error) {
+	res, body, err := d.get(ctx, "https", addr)
 	if err != nil {
 		return nil, err
 	}
 	if res.StatusCode != http.StatusOK || !strings.Contains(body, host) {
 		return nil, fmt.Errorf("%s: %q", res.Status, body)
 	}
-	return res.TLS.PeerCertificates[0].SerialNumber, nil
+	return res.TLS.PeerCertificates[0], nil
 }
 
 // visitHTTP asks without TLS and sees where it is sent.
-func (d *demo) visitHTTP(ctx context.Context, s *server) error {
-	res, _, err := d.get(ctx, "http", s.m.HTTPAddr)
+func (d *demo) visitHTTP(ctx context.Context) error {
+	res, _, err := d.get(ctx, "http", d.httpAddr())
 	if err != nil {
 		return err
 	}
-	want := pageURL("https", s.m.HTTPSAddr)
+	want := pageURL("https", d.httpsAddr())
 	if got := res.Header.Get("Location"); res.StatusCode != http.StatusFound || got != want {
 		return fmt.Errorf("%s to %q, want one to %q", res.Status, got, want)
 	}

@@ -34,6 +34,10 @@ type Account struct {
 	Keep    func(c Credentials) error         // makes it durable
 	Contact func() (urls []string, err error) // the subscriber's, or why no account is to be made
 
+	// Share, if it is set, is called before Load when the account is opened. Until
+	// release no other process may make one that Load would not return then.
+	Share func(ctx context.Context) (release func(), err error)
+
 	turn turn // held while the account is being made
 	gate gate // of all its clients
 
@@ -126,6 +130,13 @@ func (a *Account) Client(ctx context.Context) (*Client, error) {
 
 // open returns a client with the account that is kept, or makes one.
 func (a *Account) open(ctx context.Context, contact []string) (*Client, error) {
+	if a.Share != nil {
+		release, err := a.Share(ctx)
+		if err != nil {
+			return nil, failOurs("sharing the account", err)
+		}
+		defer release()
+	}
 	cred, known := a.Load()
 	key, err := a.key(&cred, known)
 	if err != nil {

@@ -56,6 +56,9 @@ type Job struct {
 	// that is none of the CA's. Whenever a validation arrives it sends on
 	// arrived, without waiting.
 	Solve func(ctx context.Context, a *Authorization, arrived chan<- struct{}) (*Answer, error)
+	// Finalizing, if it is set, is asked before the order is finalized: with an
+	// error it is not.
+	Finalizing func(ctx context.Context) error
 }
 
 // An Authorization is the CA's demand for proof of control of one name.
@@ -488,6 +491,11 @@ func (r *run) look(ctx context.Context) error {
 
 // finalize sends the CSR.
 func (r *run) finalize(ctx context.Context) error {
+	if r.Finalizing != nil {
+		if err := r.Finalizing(ctx); err != nil {
+			return failOurs("finalizing the order", err)
+		}
+	}
 	csr, err := newCSR(r.Host, r.Key, r.MustStaple)
 	if err != nil {
 		return &Failure{Class: Ours, Step: "making the certificate request", Err: err}

@@ -26,12 +26,13 @@ const codeRules = `
 	internal/certs:    internal/hostname
 	internal/hostname: golang.org/x/net/idna
 	internal/owned:    internal/certs internal/hostname internal/table
+	internal/shared:   internal/journal
 	internal/staple:   internal/certs golang.org/x/crypto/ocsp
 	internal/txt:      golang.org/x/net/dns/dnsmessage
 
 	internal/pebble:   golang.org/x/net/dns/dnsmessage
 
-	demo:              . internal/pebble
+	demo:              . internal/pebble store/dir
 	store/dir:         .
 	store/sealed:      .
 	store/storetest:   .

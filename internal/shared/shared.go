@@ -1,0 +1,93 @@
+// Package shared says how the members of a fleet name and write what they keep
+// in one storage.
+//
+// A key is letsencrypt/<kind>/<name>, for a record of that kind and name, and no
+// key is a prefix of another. The value is in the format of package journal: a
+// header line and the record, with a certificate the chain above it, too.
+package shared
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"example.com/letsencrypt/internal/journal"
+)
+
+// ErrDamaged is returned for a value that is not what was stored.
+var ErrDamaged = errors.New("the value is damaged")
+
+// Key returns the key of the record of a kind and name.
+func Key(kind, name string) string { return "letsencrypt/" + kind + "/" + escape(name) }
+
+// Lock returns the name of the lock for what a kind and name stand for. It has
+// no slash: to some storages a lock is a file.
+func Lock(kind, name string) string { return "letsencrypt-" + kind + "-" + escape(name) }
+
+// maxName is how long a name may be that stays as it is. What a storage makes of
+// it, with a suffix perhaps, is to fit into a file's name of 255 bytes.
+const maxName = 200
+
+var encoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// escape returns the name if every storage can take it, or a hash that looks
+// like none that it returns as it is.
+func escape(name string) string {
+	if plain(name) {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "_" + encoding.EncodeToString(sum[:])
+}
+
+func plain(name string) bool {
+	if name == "" || len(name) > maxName || name[0] == '.' || name[len(name)-1] == '.' {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '.' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// Encode returns the value for the records, none of which deletes.
+func Encode(rs ...journal.Record) []byte {
+	var l journal.Log
+	l.Put(rs...)
+	return []byte(l.Text())
+}
+
+// Decode returns the records of a value that was loaded for a kind and name: that
+// one last, before it those of other kinds that belong to it. It returns
+// [journal.ErrVersion] for what a later version of this package wrote, and
+// ErrDamaged for what is nothing of the sort.
+func Decode(value []byte, kind, name string) ([]journal.Record, error) {
+	rs, damaged, err := journal.Split(string(value))
+	switch {
+	case errors.Is(err, journal.ErrVersion):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	case damaged > 0:
+		return nil, fmt.Errorf("%w: %d of its lines", ErrDamaged, damaged)
+	}
+	i := slices.IndexFunc(rs, func(r journal.Record) bool { return r.Kind() == kind && r.Name() == name && !r.Deleted() })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: it has no record %q", ErrDamaged, kind+" "+name)
+	}
+	own := rs[i]
+	rs = slices.DeleteFunc(rs, func(r journal.Record) bool { return r.Kind() == kind || r.Deleted() })
+	return append(rs, own), nil
+}
+
+// Split returns the kind and the name of a record by its key.
+func Split(key string) (kind, name string) {
+	kind, name, _ = strings.Cut(key, " ")
+	return kind, name
+}
