@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestMain has this binary do a member's job in the processes that a fleet starts.
@@ -57,6 +58,22 @@ func TestFleetOnce(t *testing.T) {
 	}
 	if !strings.Contains(second, "Pebble counts no order:") {
 		t.Errorf("the second fleet in the same folder made an order:\n%s", second)
+	}
+}
+
+// TestOrphan closes a member's input, as happens when the process that started
+// it ends in whatever way.
+func TestOrphan(t *testing.T) {
+	m, err := startMember(job{Member: 1, Folder: t.TempDir()}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.stdin.Close()
+	select {
+	case <-m.done:
+	case <-time.After(time.Minute):
+		t.Error("a minute later the member has not ended")
+		m.kill()
 	}
 }
 
