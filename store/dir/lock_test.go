@@ -19,7 +19,20 @@ func newStorage(t *testing.T, name string) *Storage {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { settle(s) })
 	return s
+}
+
+// settle waits until nothing is under way any more, also what nobody waits for:
+// a Store that was abandoned makes files for a while, in a folder that is to be
+// removed.
+func settle(s *Storage) {
+	for range cap(s.ops) {
+		s.ops <- struct{}{}
+	}
+	for range cap(s.ops) {
+		<-s.ops
+	}
 }
 
 func mustLock(t *testing.T, s *Storage, name string) {
@@ -211,12 +224,7 @@ func TestAbandoned(t *testing.T) {
 			cancel()
 			return nil
 		}, func(*os.Root) { undone <- true })
-		for range cap(s.ops) { // until it has ended
-			s.ops <- struct{}{}
-		}
-		for range cap(s.ops) {
-			<-s.ops
-		}
+		settle(s)
 		if got := len(undone) == 1; got != (err != nil) {
 			t.Fatalf("do = %v, undone: %v, want it undone if and only if it is said not to be done", err, got)
 		}
