@@ -654,7 +654,7 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 		if len(errs) > 0 && !m.another() {
 			break
 		}
-		j, err := m.job(f.host, a, client)
+		j, err := m.job(f, a, client)
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
 		}

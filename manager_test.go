@@ -19,10 +19,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -5701,14 +5703,14 @@ func TestFleetOrdersOnce(t *testing.T) {
 	})
 }
 
-func TestFleetYear(t *testing.T) {
-	for _, life := range []time.Duration{90 * day, 6 * day} {
+func TestFleetRenewsOnce(t *testing.T) {
+	for life, long := range map[time.Duration]time.Duration{90 * day: 200 * day, 6 * day: 60 * day} {
 		t.Run(life.String(), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				const host = "a.example.com"
-				f := newFleet(t, 3, listed(host))
+				f := newFleet(t, 2, listed(host))
 				f.ca.Lifetime = life
-				for began := time.Now(); time.Since(began) < 365*day; pass(6 * time.Hour) {
+				for began := time.Now(); time.Since(began) < long; pass(6 * time.Hour) {
 					for _, m := range f.members {
 						mustGet(t, m, host)
 					}
@@ -5717,13 +5719,538 @@ func TestFleetYear(t *testing.T) {
 				if life > 10*day {
 					soonest = life - life/3 - life/30
 				}
-				most := int(365*day/soonest) + 1
-				if n := len(f.ca.Issued(host)); n > most {
-					t.Errorf("%d certificates in a year, want %d at most", n, most)
+				if n, most := len(f.ca.Issued(host)), int(long/soonest)+1; n > most {
+					t.Errorf("%d certificates in %v, want %d at most", n, long, most)
 				}
-				t.Logf("%d certificates; CA: %d requests, %d for renewal information", len(f.ca.Issued(host)), f.ca.Count(""), f.ca.Count("renewalInfo"))
-				t.Log(f.shelf.ops)
 			})
 		})
 	}
+}
+
+func TestFleetSharesRenewalInformation(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 4, listed(host))
+		f.ca.Change(func(c *catest.Config) { c.ARI = overSince(time.Now().Add(1000 * day)) })
+		for _, m := range f.members {
+			mustGet(t, m, host)
+		}
+		pass(10 * day)
+		for _, m := range f.members { // a few of them ask at once at the beginning
+			mustGet(t, m, host)
+		}
+		if n, most := f.ca.Count("renewalInfo"), 10*4+4; n > most {
+			t.Errorf("%d questions for renewal information in ten days, want %d at most, as one Manager asks", n, most)
+		}
+	})
+}
+
+func TestValidationReachesAnyMember(t *testing.T) {
+	for _, kind := range []string{"tls-alpn-01", "http-01"} {
+		t.Run(kind, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				f := newFleet(t, 2, listed(host))
+				first := f.members[0]
+				var late *letsencrypt.Manager // starts when the CA comes to validate
+				f.ca.Change(func(c *catest.Config) {
+					c.TLS = func(string) *tls.Config {
+						if late == nil {
+							late = f.add(t, listed(host))
+						}
+						return late.TLSConfig()
+					}
+				})
+				if kind == "http-01" {
+					first.HTTPHandler(nil)
+					f.ca.Change(func(c *catest.Config) {
+						c.TLS = nil
+						c.HTTP = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							if late == nil {
+								late = f.add(t, listed(host))
+							}
+							late.ServeHTTP(w, r)
+						})
+					})
+				} else {
+					first.TLSConfig()
+				}
+				mustGet(t, first, host)
+				if got := first.Status(host)[0].Challenge; got != kind || late == nil {
+					t.Errorf("challenge %s, want %s at another member", got, kind)
+				}
+				if n := f.shelf.count("delete challenge"); n == 0 || f.shelf.get("letsencrypt/challenge/"+host) != nil {
+					t.Error("the answer is in the storage still")
+				}
+			})
+		})
+	}
+}
+
+// validate makes a hello that looks like a CA's validation.
+func validate(m *letsencrypt.Manager, name string) error {
+	_, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: name, SupportedProtos: []string{"acme-tls/1"}})
+	return err
+}
+
+func TestStrangersCannotLoadTheStorage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFleet(t, 1, listed("a.example.com"))
+		m := f.members[0]
+		h := m.HTTPHandler(http.NotFoundHandler())
+		ask := func(host string) {
+			if err := validate(m, host); err == nil {
+				t.Errorf("a validation of %s that nobody expects passed", host)
+			}
+			r := httptest.NewRequest("GET", "http://"+host+"/.well-known/acme-challenge/abc", nil)
+			h.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		for i := range 1000 {
+			ask(fmt.Sprintf("%d.example.net", i))
+			get(m, fmt.Sprintf("%d.example.net", i))
+		}
+		if n := len(f.shelf.ops); n != 0 {
+			t.Errorf("hosts that are not allowed had the storage do %v", f.shelf.ops)
+		}
+		var wg sync.WaitGroup
+		for range 500 {
+			wg.Go(func() { ask("a.example.com") })
+		}
+		began := time.Now()
+		wg.Wait()
+		if n, most := f.shelf.count("load challenge"), 2+int(2*time.Since(began)/time.Second); n > most {
+			t.Errorf("1000 validations of an allowed host had %d values loaded in %v, want %d at most", n, time.Since(began), most)
+		}
+	})
+}
+
+var errAway = errors.New("connection refused")
+
+// away is a fault: nothing works.
+func away(context.Context, string, string) error { return errAway }
+
+func TestMemberThatLosesTheStorage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host, other = "a.example.com", "b.example.com"
+		f := newFleet(t, 1, listed(host, other))
+		m, v := f.members[0], f.views[0]
+		d := keepDiary(t, m)
+		first := mustGet(t, m, host)
+		pass(55 * day)
+		v.setFault(away)
+		began := time.Now()
+		_, err := get(m, other)
+		if he := wantHostError(t, err, other); !errors.Is(he, errAway) || he.Retry.IsZero() || time.Since(began) > time.Second {
+			t.Errorf("error %v after %v, want one that says soon what the storage says, and when to come again", err, time.Since(began))
+		}
+		pass(10 * day) // the renewal is long past its moment
+		if leaf := mustGet(t, m, host); !leaf.Equal(first) {
+			t.Error("it was replaced by one that can't be kept")
+		}
+		wantCount(t, f.ca, "newOrder", 1)
+		if es := d.of(letsencrypt.EventState); len(es) != 1 || !errors.Is(es[0].Err, errAway) {
+			t.Errorf("events %v, want one that says what the storage says", es)
+		}
+		if s := m.Status(host)[0]; !errors.Is(s.Err, errAway) {
+			t.Errorf("Status says %v, want what the storage says", s.Err)
+		}
+		if n := f.shelf.count("load register") + f.shelf.count("load cert"); n > 10*24*60*2 {
+			t.Errorf("%d questions in ten days while nobody answered", n)
+		}
+		v.setFault(nil)
+		pass(2 * time.Minute)
+		if leaf := mustGet(t, m, host); leaf.Equal(first) {
+			t.Error("the storage is back for two minutes, and nothing is renewed")
+		}
+		if es := d.of(letsencrypt.EventState); len(es) != 2 || es[1].Err != nil {
+			t.Errorf("events %v, want another that says that all is well", es)
+		}
+		if s := m.Status(host)[0]; s.Err != nil {
+			t.Errorf("Status says %v, want nothing", s.Err)
+		}
+		mustGet(t, m, other)
+	})
+}
+
+func TestCertificateThatCouldNotBeStoredIsServedAndStoredLater(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.views[0].setFault(func(_ context.Context, op, key string) error {
+			if op == "store" && strings.Contains(key, "/cert/") {
+				return errAway
+			}
+			return nil
+		})
+		first := mustGet(t, f.members[0], host)
+		f.views[0].setFault(nil)
+		pass(time.Minute)
+		if leaf := mustGet(t, f.members[1], host); !leaf.Equal(first) {
+			t.Error("another member ordered another")
+		}
+		wantCount(t, f.ca, "newOrder", 1)
+	})
+}
+
+func TestLostLocksCostNoCertificate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(20)
+		f := newFleet(t, 2, listed(hosts...))
+		f.ca.ValidationTakes = 3 * time.Second
+		for _, v := range f.views {
+			v.loose = true
+		}
+		var wg sync.WaitGroup
+		for _, m := range f.members {
+			for _, host := range hosts {
+				wg.Go(func() { get(m, host) })
+			}
+		}
+		wg.Wait()
+		pass(time.Hour) // the one's answer to a challenge may have taken the place of the other's
+		for _, host := range hosts {
+			f.wantSame(t, host)
+		}
+		if n := len(f.ca.Issued("")); n != len(hosts) {
+			t.Errorf("%d certificates for %d hosts", n, len(hosts))
+		}
+		t.Logf("%d orders and %d certificates for %d hosts", f.ca.Count("newOrder"), len(f.ca.Issued("")), len(hosts))
+	})
+}
+
+// TestTwoHoldersFinishOneOrder has a member stall with its new order in hand
+// till another, that has the lock as well, has stored its own.
+func TestTwoHoldersFinishOneOrder(t *testing.T) {
+	for _, stall := range []string{"before it stores", "after it has stored"} {
+		t.Run(stall, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				f := newFleet(t, 2, listed(host))
+				f.views[0].loose, f.views[1].loose = true, true
+				gate := make(chan struct{})
+				f.views[0].setFault(func(_ context.Context, op, key string) error {
+					if op == "store" && strings.Contains(key, map[string]string{"before it stores": "/order/", "after it has stored": "/challenge/"}[stall]) {
+						<-gate
+					}
+					return nil
+				})
+				var wg sync.WaitGroup
+				for _, m := range f.members {
+					wg.Go(func() { mustGet(t, m, host) })
+					synctest.Wait() // the first stands at the gate
+				}
+				close(gate)
+				wg.Wait()
+				f.wantSame(t, host)
+				if n := len(f.ca.Issued(host)); n != 1 {
+					t.Errorf("%d certificates, want 1", n)
+				}
+			})
+		})
+	}
+}
+
+func TestLockThatDoesNotWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(3)
+		f := newFleet(t, 3, listed(hosts...))
+		for _, v := range f.views {
+			v.setFault(func(_ context.Context, op, name string) error {
+				v.mu.Lock()
+				defer v.mu.Unlock()
+				if op == "lock" && v.locks[name] != nil {
+					return errors.New("locked")
+				}
+				return nil
+			})
+		}
+		var wg sync.WaitGroup
+		for _, m := range f.members {
+			for _, host := range hosts {
+				wg.Go(func() { mustGet(t, m, host) })
+			}
+		}
+		wg.Wait()
+		wantCount(t, f.ca, "newOrder", len(hosts))
+	})
+}
+
+func TestLockThatTakesTwentySeconds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host, other = "a.example.com", "b.example.com"
+		f := newFleet(t, 2, listed(host, other))
+		mustGet(t, f.members[0], other) // with an account
+		for _, v := range f.views {
+			v.setFault(func(_ context.Context, op, _ string) error {
+				if op == "lock" {
+					time.Sleep(20 * time.Second)
+				}
+				return nil
+			})
+		}
+		var wg sync.WaitGroup
+		for _, m := range f.members {
+			wg.Go(func() { mustGet(t, m, host) })
+		}
+		wg.Wait()
+		wantCount(t, f.ca, "newOrder", 2)
+	})
+}
+
+// kept returns how many certificates a Manager has in memory.
+func kept(m *letsencrypt.Manager) int { return strings.Count(m.Marshal(), "\ncert ") }
+
+func TestCacheSize(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(10)
+		f := newFleet(t, 2, func(m *letsencrypt.Manager) { m.CacheSize = 3 })
+		m := f.members[0]
+		m.Allow = func(context.Context, string) error { return nil }
+		for _, host := range hosts {
+			mustGet(t, m, host)
+		}
+		pass(time.Hour)
+		mustGet(t, m, hosts[0])
+		if n := kept(m); n > 3 {
+			t.Errorf("%d certificates in memory, want 3", n)
+		}
+		f.shelf.ops = make(map[string]int)
+		for _, host := range hosts[1:] {
+			before := maps.Clone(f.shelf.ops)
+			mustGet(t, m, host)
+			if n := f.shelf.ops["load cert"] - before["load cert"]; n > 1 || len(f.shelf.ops) > 1 {
+				t.Errorf("%s came back with %v", host, f.shelf.ops)
+			}
+		}
+		if n := f.shelf.ops["load cert"]; n < 7 {
+			t.Errorf("%d of 9 came back from the storage, want 7 or more", n)
+		}
+		for _, s := range m.Status(hosts...) {
+			if s.NotAfter.IsZero() || s.Renewal.IsZero() || s.Err != nil {
+				t.Errorf("Status of one out of memory is %+v, want its dates", s)
+			}
+		}
+		pass(70 * day) // those out of memory are renewed, too: clients asked for them
+		for _, host := range hosts {
+			if n := len(f.ca.Issued(host)); n != 2 {
+				t.Errorf("%d certificates for %s, want 2", n, host)
+			}
+		}
+		if n := kept(m); n > 3 {
+			t.Errorf("%d certificates in memory, want 3", n)
+		}
+	})
+}
+
+func TestNewMemberServesWhatTheOthersHave(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		allow := func(m *letsencrypt.Manager) { m.Allow = func(context.Context, string) error { return nil } }
+		hosts := hostNames(3)
+		f := newFleet(t, 1, allow)
+		for _, host := range hosts {
+			mustGet(t, f.members[0], host)
+		}
+		pass(time.Hour)
+		before := maps.Clone(f.shelf.ops)
+		late := f.add(t, allow)
+		late.TLSConfig()
+		late.Status()
+		if !maps.Equal(f.shelf.ops, before) {
+			t.Errorf("a start had the storage do %v, had done %v", f.shelf.ops, before)
+		}
+		mustGet(t, late, hosts[0])
+		before["load cert"]++
+		if !maps.Equal(f.shelf.ops, before) {
+			t.Errorf("one certificate came with %v, want one load more than %v", f.shelf.ops, before)
+		}
+		f.wantSame(t, hosts[1])
+		if !late.Registered() {
+			t.Error("Registered() = false, but there is an account in the storage")
+		}
+		wantCount(t, f.ca, "newOrder", len(hosts))
+	})
+}
+
+func TestStateOfBeforeGoesToTheStorage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(5)
+		f := newFleet(t, 0, nil)
+		alone := newManager(t, f.ca)
+		alone.Limit = unlimited()
+		alone.SetHosts(hosts)
+		for _, host := range hosts {
+			mustGet(t, alone, host)
+		}
+		shutdown(t, alone)
+		m := f.add(t, nil)
+		if err := m.Unmarshal(alone.Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		m.Registered()
+		pass(time.Minute)
+		f.add(t, listed(hosts...))
+		for _, host := range hosts {
+			f.wantSame(t, host)
+		}
+		f.ca.Change(func(c *catest.Config) { c.TLS = func(string) *tls.Config { return m.TLSConfig() } })
+		if _, err := get(f.members[1], "x.example.net"); err == nil {
+			t.Error("one that is not on the list")
+		}
+		if err := f.members[1].Renew(deadline(t, time.Minute), hosts[0]); err != nil {
+			t.Fatal(err)
+		}
+		wantCount(t, f.ca, "newAccount", 1)
+		wantCount(t, f.ca, "newOrder", len(hosts)+1)
+	})
+}
+
+func TestFailingHostBacksOffInTheWholeFleet(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 5, listed(host))
+		f.ca.Change(func(c *catest.Config) { c.TLS = nil })
+		for range 60 {
+			for _, m := range f.members {
+				if _, err := get(m, host); err == nil {
+					t.Fatal("a certificate without a validation")
+				}
+			}
+			pass(time.Minute)
+		}
+		if n := f.ca.Count("newOrder"); n > 7 {
+			t.Errorf("%d orders in an hour, want 7 at most: a minute, two, four and so on between them", n)
+		}
+		f.ca.Change(func(c *catest.Config) { c.TLS = func(string) *tls.Config { return f.members[0].TLSConfig() } })
+		if err := f.members[3].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		pass(10 * time.Second)
+		f.wantSame(t, host) // also where the back-off runs
+	})
+}
+
+func TestPauseOfTheCAIsTheFleets(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(8)
+		f := newFleet(t, 8, listed(hosts...))
+		mustGet(t, f.members[0], hosts[0])
+		f.ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			if endpoint == "newOrder" {
+				return catest.Refuse
+			}
+			return nil
+		})
+		for i, m := range f.members {
+			get(m, hosts[i])
+			pass(time.Second)
+		}
+		if n := f.ca.Count("newOrder"); n > 3 { // one is from before
+			t.Errorf("%d orders, want the one from before, one try, and one more at once", n)
+		}
+	})
+}
+
+func TestAccountThatTheCAForgotIsMadeAnewOnceInAFleet(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(4)
+		f := newFleet(t, 4, listed(hosts...))
+		for i, m := range f.members {
+			mustGet(t, m, hosts[i])
+		}
+		f.ca.ForgetAccounts()
+		for _, m := range f.members {
+			if err := m.Renew(deadline(t, time.Minute), hosts[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(f.ca.Accounts()); n != 1 {
+			t.Errorf("%d accounts, want 1", n)
+		}
+	})
+}
+
+func TestRevokeInAFleet(t *testing.T) {
+	for _, reason := range []acme.CRLReasonCode{acme.CRLReasonSuperseded, acme.CRLReasonKeyCompromise, acme.CRLReasonCessationOfOperation} {
+		t.Run(fmt.Sprint(reason), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				f := newFleet(t, 3, func(m *letsencrypt.Manager) { m.Allow = func(context.Context, string) error { return nil } })
+				for _, m := range f.members {
+					mustGet(t, m, host)
+				}
+				old := f.wantSame(t, host)
+				if err := f.members[0].Revoke(deadline(t, time.Minute), host, reason); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, ok := f.ca.Revoked(old); !ok {
+					t.Fatal("not revoked")
+				}
+				pass(7 * time.Hour) // all have looked into the storage
+				if n, want := len(f.ca.Issued(host)), map[acme.CRLReasonCode]int{acme.CRLReasonCessationOfOperation: 1}[reason]; want != 0 && n != want {
+					t.Errorf("%d certificates, want %d", n, want)
+				}
+				if leaf := f.wantSame(t, host); leaf.Equal(old) {
+					t.Error("the members serve the one that was revoked")
+				}
+				if n := len(f.ca.Issued(host)); n != 2 {
+					t.Errorf("%d certificates, want 2", n)
+				}
+				if v := f.shelf.get("letsencrypt/cert/" + host); bytes.Contains(v, []byte(base64.StdEncoding.EncodeToString(old.Raw))) {
+					t.Error("the storage has the one that was revoked")
+				}
+			})
+		})
+	}
+}
+
+func TestShutdownGivesTheLockBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.ca.Change(func(c *catest.Config) {
+			c.ValidationTakes = 30 * time.Second
+			c.TLS = func(string) *tls.Config { return f.members[1].TLSConfig() }
+		})
+		go get(f.members[0], host)
+		pass(time.Second)
+		shutdown(t, f.members[0])
+		if n := len(f.shelf.locks); n != 0 {
+			t.Errorf("%d locks are held after Shutdown", n)
+		}
+		mustGet(t, f.members[1], host)
+		wantCount(t, f.ca, "newOrder", 1)
+	})
+}
+
+func TestValueThatIsDamagedIsReplacedAndSaid(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, listed(host))
+		mustGet(t, f.members[0], host)
+		f.shelf.mu.Lock()
+		f.shelf.values["letsencrypt/cert/"+host] = f.shelf.values["letsencrypt/cert/"+host][:700]
+		f.shelf.mu.Unlock()
+		m := f.add(t, nil)
+		d := keepDiary(t, m)
+		m.SetHosts([]string{host})
+		f.ca.Change(func(c *catest.Config) { c.TLS = func(string) *tls.Config { return m.TLSConfig() } })
+		mustGet(t, m, host)
+		if es := d.of(letsencrypt.EventState); len(es) == 0 || !strings.Contains(es[0].Err.Error(), host) {
+			t.Errorf("events %v, want one about %s", es, host)
+		}
+	})
+}
+
+func TestValueOfALaterVersionIsLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, listed(host))
+		f.shelf.values = map[string][]byte{"letsencrypt/cert/" + host: []byte("letsencrypt 2\nsomething\n")}
+		f.shelf.ops, f.shelf.locks = make(map[string]int), make(map[string]chan struct{})
+		_, err := get(f.members[0], host)
+		if wantHostError(t, err, host); !errors.Is(err, journal.ErrVersion) {
+			t.Errorf("error %v, want one about the version", err)
+		}
+		wantCount(t, f.ca, "newOrder", 0)
+	})
 }

@@ -149,6 +149,7 @@ type keeping struct {
 	flushing    bool
 	unwritten   error     // why they could not be written
 	unwrittenTo uint64    // and the last of them that was tried
+	failures    int       // since they last could
 	writeAgain  time.Time // not before then
 
 	watch    chan struct{}
@@ -253,7 +254,7 @@ func (m *Manager) sync() error {
 	case err != nil:
 		m.unwrittenLocked(err, seq)
 	case m.unwritten != nil && seq >= m.unwrittenTo: // else it was another write, before
-		m.unwritten = nil
+		m.unwritten, m.failures = nil, 0
 		m.pokeLocked()
 		m.reportLocked(Event{Kind: EventState})
 	}
@@ -263,7 +264,8 @@ func (m *Manager) sync() error {
 // unwrittenLocked notes that the state could not be written up to a number.
 func (m *Manager) unwrittenLocked(err error, seq uint64) {
 	m.unwrittenTo = max(m.unwrittenTo, seq)
-	m.writeAgain = time.Now().Add(writeAgain)
+	m.failures++
+	m.writeAgain = time.Now().Add(backoff(m.failures, writeFirst, lookEvery))
 	if m.unwritten == nil {
 		m.reportLocked(Event{Kind: EventState, Err: err})
 	}
@@ -782,6 +784,12 @@ func (m *Manager) pull(ctx context.Context, kind, name string) error {
 	if m.Storage == nil {
 		return nil
 	}
+	_, err := m.find(ctx, kind, name)
+	return err
+}
+
+// find is pull where there is a Storage, and reports whether it has something.
+func (m *Manager) find(ctx context.Context, kind, name string) (there bool, err error) {
 	key := journal.Delete(kind, name).Key()
 	t, err := m.takeTurn(key)
 	var records []journal.Record
@@ -801,7 +809,7 @@ func (m *Manager) pull(ctx context.Context, kind, name string) error {
 		m.unwrittenLocked(err, m.seq)
 		m.pokeLocked()
 	}
-	return err
+	return len(records) > 0, err
 }
 
 // adoptLocked puts what Storage has for a kind and name in the place of ours.
@@ -941,10 +949,18 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 		return time.Time{}, nil
 	}
 	leaf := m.current(h.name)
-	for _, r := range []struct{ kind, name string }{{kindCert, h.name}, {kindRevoked, leaf}, {kindMoment, h.name}} {
-		if err := m.pull(m.ctx, r.kind, r.name); err != nil {
-			return time.Now().Add(lookEvery), err
-		}
+	there, err := m.find(m.ctx, kindCert, h.name)
+	if leaf = cmp.Or(leaf, m.current(h.name)); err == nil && leaf != "" {
+		err = m.pull(m.ctx, kindRevoked, leaf)
+	}
+	if err == nil {
+		err = m.pull(m.ctx, kindMoment, h.name)
+	}
+	if err != nil {
+		return time.Now().Add(lookEvery), err
+	}
+	if !there {
+		m.offer(h.name)
 	}
 	rec := m.moment(h.name)
 	m.mu.Lock()
@@ -953,6 +969,18 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 		return time.Time{}, nil
 	}
 	return rec.Next, nil
+}
+
+// offer has a certificate stored that is good and that Storage lacks: it is from
+// before there was one, or Storage lost it.
+func (m *Manager) offer(host string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.log.Get(kindCert, host)
+	if h := m.hosts.Get(host); ok && h != nil && time.Now().Before(h.expiry()) {
+		m.unstoredLocked(r.Key(), m.seq)
+		m.pokeLocked()
+	}
 }
 
 // moment returns what is kept of when to renew a host's certificate.
@@ -1239,7 +1267,8 @@ type job struct {
 
 // job returns the order for a host that was made at the CA before, or a new
 // one, which replaces the certificate that we hold from there.
-func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
+func (m *Manager) job(f *flight, a *authority, client *ca.Client) (*job, error) {
+	h := f.host
 	j := &job{Job: ca.Job{Host: h.name, Profile: a.Profile, Chain: a.Chain, MustStaple: m.MustStaple}}
 	rec, old, none := m.readCert(h.name)
 	if _, addr := hostname.IsAddr(h.name); addr && a.Profile == "" {
@@ -1282,27 +1311,28 @@ func (m *Manager) job(h *host, a *authority, client *ca.Client) (*job, error) {
 		if err := m.sync(); err != nil {
 			return err
 		}
-		return m.stillOurs(m.ctx, h, ours)
+		return m.stillOurs(m.ctx, f, ours)
 	}
-	j.Finalizing = func(ctx context.Context) error { return m.stillOurs(ctx, h, ours) }
+	j.Finalizing = func(ctx context.Context) error { return m.stillOurs(ctx, f, ours) }
 	return j, nil
 }
 
 // stillOurs returns an error if a member of the fleet that does not know of us,
-// because one of us has lost the lock, has made an order for the host. Then that
-// is the one to finish, for both of us, with its key.
-func (m *Manager) stillOurs(ctx context.Context, h *host, url string) error {
-	for _, kind := range []string{kindCert, kindOrder} {
-		if m.pull(ctx, kind, h.name) != nil {
+// because one of us has lost the lock, has obtained the certificate, or made an
+// order. Then that is the one to finish, for both of us, with its key.
+func (m *Manager) stillOurs(ctx context.Context, f *flight, url string) error {
+	for _, kind := range []string{kindOrder, kindCert} {
+		if m.pull(ctx, kind, f.host.name) != nil {
 			return nil // it was said; the order is kept, and we are the one who can finish it
 		}
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if o, ok := m.orders[h.name]; ok && o.URL == url {
-		return nil
+	o := m.orders[f.host.name]
+	m.mu.Unlock()
+	if o.URL != url || m.overtaken(f) != nil {
+		return fmt.Errorf("%w: it has the lock as well", errElsewhere)
 	}
-	return fmt.Errorf("%w: its order takes the place of ours", errElsewhere)
+	return nil
 }
 
 // resumable reports whether the order for a host that we have is one that the

@@ -44,9 +44,10 @@ const (
 	backoffMost  = 24 * time.Hour
 	storageWait  = 30 * time.Second       // for one thing that Storage is to do
 	lockWait     = 2 * time.Minute        // for a lock that another member holds
+	lookFirst    = 5 * time.Second        // between looks into Storage for a host that fails and that clients ask for
 	lockFirst    = 250 * time.Millisecond // after Storage first did not give a lock; doubles
 	lockMost     = 5 * time.Second
-	writeAgain   = 5 * time.Second        // after the state could not be written, or Storage failed otherwise
+	writeFirst   = 5 * time.Second        // after the state could first not be written, or Storage failed otherwise; doubles
 	pollSoon     = 10 * time.Minute       // after another member of the fleet made a certificate
 	catchUpEvery = 6 * time.Hour          // with what other members did for a host
 	catchUpApart = 100 * time.Millisecond // between two hosts, at a start
@@ -463,7 +464,7 @@ func (m *Manager) lookLocked(h *host, now time.Time) bool {
 		return false
 	case h == nil || h.trouble == nil:
 		return true
-	case now.Before(h.trouble.looked.Add(writeAgain)):
+	case now.Before(h.trouble.looked.Add(lookFirst)):
 		return false
 	}
 	h.trouble.looked = now
@@ -1186,7 +1187,7 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut, h.retry(now))):
 		switch v := m.judgeLocked(h.name, h); {
 		case m.Storage != nil && m.unwritten != nil:
-			h.shut = now.Add(writeAgain + rand.N(writeAgain))
+			h.shut = later(now, m.writeAgain).Add(rand.N(writeFirst))
 		case m.questions < maxFlights || v != asking && m.Storage == nil:
 			m.readyLocked(h, now)
 			return
@@ -1515,7 +1516,7 @@ func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 		he = &HostError{Host: h.name, Err: err}
 	}
 	if errors.Is(err, errAway) || errors.Is(err, errElsewhere) {
-		h.shut = now.Add(writeAgain + rand.N(writeAgain))
+		h.shut = later(now.Add(writeFirst), m.writeAgain).Add(rand.N(writeFirst))
 		he.Retry = h.shut
 	}
 	m.landLocked(f, nil, he)

@@ -1,6 +1,7 @@
 package letsencrypt
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -222,16 +223,18 @@ func (s *solving) share(ctx context.Context, p challenge.Pending) (remove func()
 	if s.m.Storage == nil {
 		return func() {}, nil
 	}
-	key := shared.Key(kindChallenge, s.host)
+	key, value := shared.Key(kindChallenge, s.host), shared.Encode(record(kindChallenge, s.host, p))
 	wait, cancel := context.WithTimeout(ctx, storageWait)
 	defer cancel()
-	if err := s.m.Storage.Store(wait, key, shared.Encode(record(kindChallenge, s.host, p))); err != nil {
+	if err := s.m.Storage.Store(wait, key, value); err != nil {
 		return func() {}, awayError("storing", kindChallenge, s.host, err)
 	}
 	return func() {
 		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageWait)
 		defer cancel()
-		s.m.Storage.Delete(wait, key) // what is left of it does no harm
+		if now, err := s.m.Storage.Load(wait, key); err == nil && bytes.Equal(now, value) { // who lost a lock takes away no other's
+			s.m.Storage.Delete(wait, key) // what is left of it does no harm
+		}
 	}, nil
 }
 

@@ -384,18 +384,27 @@ func (r *run) accept(ctx context.Context, url string) error {
 		}
 		r.answers[url] = ans
 	}
-	for _, ch := range a.Challenges {
-		// The CA knows already: we were restarted, or its reply was lost.
-		if ch.URL == ans.Challenge.URL && ch.Status != acme.StatusPending {
-			ans.accepted = true
-			return nil
+	if a.knows(ans.Challenge) {
+		ans.accepted = true
+		return nil
+	}
+	_, err = r.post(ctx, ans.Challenge.URL, struct{}{})
+	if problemIs(err, "malformed") { // another process has the same order, and was faster
+		if a, again := r.authorization(ctx, url); again == nil && a.knows(ans.Challenge) {
+			err = nil
 		}
 	}
-	if _, err := r.post(ctx, ans.Challenge.URL, struct{}{}); err != nil {
+	if err != nil {
 		return fail("accepting the "+ans.Challenge.Type+" challenge", err)
 	}
 	ans.accepted = true
 	return nil
+}
+
+// knows reports whether the CA has been told to validate the challenge: we were
+// restarted, or its reply was lost.
+func (a *Authorization) knows(ch *Challenge) bool {
+	return slices.ContainsFunc(a.Challenges, func(c Challenge) bool { return c.URL == ch.URL && c.Status != acme.StatusPending })
 }
 
 // A clock calls a function when it has run for as long as it was set to.
