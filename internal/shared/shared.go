@@ -2,8 +2,8 @@
 // in one storage.
 //
 // A key is letsencrypt/<kind>/<name>, for a record of that kind and name, and no
-// key is a prefix of another. The value is in the format of package journal: a
-// header line and the record, with a certificate the chain above it, too.
+// key is a folder of another. The value is in the format of package journal: a
+// header line and the record, before a certificate the chain above it.
 package shared
 
 import (
@@ -56,11 +56,15 @@ func plain(name string) bool {
 	return true
 }
 
-// Encode returns the value for the records, none of which deletes.
+// Encode returns the value for records, none of which deletes. The last is the
+// one that the others belong to: what is cut off somewhere lacks that.
 func Encode(rs ...journal.Record) []byte {
-	var l journal.Log
-	l.Put(rs...)
-	return []byte(l.Text())
+	var header journal.Log
+	value := []byte(header.Text())
+	for _, r := range rs {
+		value = append(append(value, r...), '\n')
+	}
+	return value
 }
 
 // Decode returns the records of a value that was loaded for a kind and name: that
@@ -77,12 +81,14 @@ func Decode(value []byte, kind, name string) ([]journal.Record, error) {
 	case damaged > 0:
 		return nil, fmt.Errorf("%w: %d of its lines", ErrDamaged, damaged)
 	}
-	i := slices.IndexFunc(rs, func(r journal.Record) bool { return r.Kind() == kind && r.Name() == name && !r.Deleted() })
-	if i < 0 {
+	var l journal.Log
+	l.Put(rs...)
+	own, ok := l.Get(kind, name)
+	if !ok {
 		return nil, fmt.Errorf("%w: it has no record %q", ErrDamaged, kind+" "+name)
 	}
-	own := rs[i]
-	rs = slices.DeleteFunc(rs, func(r journal.Record) bool { return r.Kind() == kind || r.Deleted() })
+	rs = slices.Sorted(l.All())
+	rs = slices.DeleteFunc(rs, func(r journal.Record) bool { return r.Kind() == kind })
 	return append(rs, own), nil
 }
 
