@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"example.com/letsencrypt/internal/shared"
 )
 
 func TestValueName(t *testing.T) {
@@ -71,6 +73,23 @@ func TestLockName(t *testing.T) {
 		got, err := lockName(tt.name)
 		if got != tt.want || (err == nil) != (tt.want != "") {
 			t.Errorf("lockName(%q) = %q, %v, want %q", tt.name, got, err, tt.want)
+		}
+	}
+}
+
+// TestManagerNames: what a Manager makes of any name is taken, and found in the
+// folder as it is.
+func TestManagerNames(t *testing.T) {
+	for _, name := range []string{
+		"example.com", "*.example.com", "2001:db8::1", "https://acme-v02.api.letsencrypt.org/directory", "-", "", "../x",
+		strings.Repeat("a", 200), strings.Repeat("a", 201), strings.Repeat("*", 1000),
+	} {
+		key, lock := shared.Key("register", name), shared.Lock("register", name)
+		if got, err := valueName(key); got != "values/"+key+".value" || err != nil {
+			t.Errorf("valueName(%q) = %q, %v, want the key to be as it is", key, got, err)
+		}
+		if got, err := lockName(lock); got != "locks/"+lock+".lock" || err != nil {
+			t.Errorf("lockName(%q) = %q, %v, want the name to be as it is", lock, got, err)
 		}
 	}
 }
