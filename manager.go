@@ -69,6 +69,14 @@
 // any instant loses no certificate. Marshal, Unmarshal and Watch let the program
 // keep it wherever it likes. What they write has private keys in it.
 //
+// # Fleets
+//
+// Processes that serve the same hosts share what the CA issues, and ask it once,
+// if their Managers have the same Storage: a folder, a database. Any of them
+// answers the CA's validations. One that loses the Storage serves what it has,
+// says so, and carries on when it is back. The state that Marshal and CacheFile
+// are about is what this one knows.
+//
 // # Limits
 //
 // A CA issues so many certificates and then refuses for hours or days. So that
@@ -76,7 +84,8 @@
 // there, every certificate takes a token from Limit, one a minute with a burst
 // of 20, and one for a host that nobody vouched for, by SetHosts, Manage or
 // Allow, takes another from NewHostLimit, one every three hours with a burst of
-// 20. How many are left is part of the state.
+// 20. How many are left is part of the state, which a fleet does not share: each
+// member counts for itself.
 //
 // A handshake does not wait for a token, and fails with ErrRateLimited.
 // Renewals go first and do wait: when Limit is too low for them an event, a log
@@ -189,12 +198,11 @@ type Manager struct {
 	DNS      DNSProvider   // sets records for dns-01; nil means tls-alpn-01 and http-01
 	Resolver *net.Resolver // for what we look up in the DNS; nil means net.DefaultResolver
 
-	// Storage is what the members of a fleet share: processes that serve the
-	// same hosts. Nil means that this process is alone.
-	Storage Storage
+	Storage Storage // what the members of a fleet share; nil means that this process is alone
 
 	// CacheSize is how many certificates are held in memory, if there is a
 	// Storage to read the others from when clients ask for them; 0 means all.
+	// Of each of those a name and its dates stay, a few hundred bytes.
 	CacheSize int
 
 	// NewKey makes the key for each new certificate; nil means ECDSA P-256. It
