@@ -3,6 +3,7 @@ package challenge
 import (
 	"context"
 	"crypto/tls"
+	"maps"
 	"sync"
 	"time"
 )
@@ -12,7 +13,7 @@ import (
 const (
 	lookAgain  = 500 * time.Millisecond // after one that found nothing, for the same host
 	maxLooking = 1000                   // who wait for one
-	maxLooks   = 1000                   // remembered, or a few more
+	maxLooks   = 1000                   // remembered or under way
 )
 
 // A Pending is an answer as other processes learn of it.
@@ -23,22 +24,25 @@ type Pending struct {
 }
 
 // Elsewhere are the answers that other processes have set up. Load must be set
-// before the first use. It is safe for concurrent use.
+// before the first use; it may take its time, and goes on if all who asked for it
+// have left. It is safe for concurrent use.
 //
 // Of one host Load is asked once at a time, for all who came before it was asked;
 // and if it found nothing not again for a while, which who comes then waits. So a
 // stranger who asks all the time can neither load what Load asks nor hide an
 // answer behind a miss that is remembered.
 type Elsewhere struct {
-	Load func(host string) (p Pending, ok bool) // may block
+	Load func(host string) (p Pending, ok bool)
 
 	mu      sync.Mutex // guards what follows; held for memory only
 	looks   map[string]*look
-	looking int
+	begun   int64 // looks, ever
+	looking int   // who wait
 }
 
 // A look is a question to Load.
 type look struct {
+	number  int64 // of those that began
 	began   time.Time
 	done    chan struct{} // closed when the rest is there
 	pending Pending
@@ -69,22 +73,22 @@ func (e *Elsewhere) HTTP(ctx context.Context, host, token string) (keyAuth strin
 // look returns a look that began after the call did, nil if there is none or it
 // found nothing.
 func (e *Elsewhere) look(ctx context.Context, host string) *look {
-	if !e.enter() {
+	came, ok := e.enter()
+	if !ok {
 		return nil
 	}
 	defer e.leave()
-	came := time.Now()
 	for ctx.Err() == nil {
-		l, ours := e.next(host)
-		if ours {
-			e.fill(l, host)
+		l := e.next(host)
+		if l == nil {
+			return nil
 		}
 		select {
 		case <-l.done:
 		case <-ctx.Done():
 			return nil
 		}
-		switch fresh := !l.began.Before(came); {
+		switch fresh := l.number > came; {
 		case fresh && l.found:
 			return l
 		case fresh:
@@ -96,14 +100,15 @@ func (e *Elsewhere) look(ctx context.Context, host string) *look {
 	return nil
 }
 
-func (e *Elsewhere) enter() bool {
+// enter returns how many looks had begun when the caller came.
+func (e *Elsewhere) enter() (came int64, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.looking >= maxLooking {
-		return false
+		return 0, false
 	}
 	e.looking++
-	return true
+	return e.begun, true
 }
 
 func (e *Elsewhere) leave() {
@@ -112,33 +117,38 @@ func (e *Elsewhere) leave() {
 	e.looking--
 }
 
-// next returns the look to wait for. If it is ours the caller is to fill it.
-func (e *Elsewhere) next(host string) (l *look, ours bool) {
+// next returns the look to wait for, nil if too many are under way.
+func (e *Elsewhere) next(host string) *look {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if l = e.looks[host]; l != nil && !l.over() {
-		return l, false
+	if l := e.looks[host]; l != nil && !l.over() {
+		return l
 	}
 	if e.looks == nil {
 		e.looks = make(map[string]*look)
 	}
-	if len(e.looks) >= maxLooks {
-		for host, l := range e.looks {
-			if l.over() {
-				delete(e.looks, host)
-			}
-		}
+	if len(e.looks) >= maxLooks { // so many hosts cost so many looks, whatever is remembered
+		maps.DeleteFunc(e.looks, func(_ string, l *look) bool { return l.ended() })
 	}
-	l = &look{began: time.Now(), done: make(chan struct{})}
+	if len(e.looks) >= maxLooks {
+		return nil
+	}
+	e.begun++
+	l := &look{number: e.begun, began: time.Now(), done: make(chan struct{})}
 	e.looks[host] = l
-	return l, true
+	go e.fill(l, host)
+	return l
 }
 
 // over reports whether the next who comes may look again.
 func (l *look) over() bool {
+	return l.ended() && (l.found || time.Since(l.began) >= lookAgain)
+}
+
+func (l *look) ended() bool {
 	select {
 	case <-l.done:
-		return l.found || time.Since(l.began) >= lookAgain
+		return true
 	default:
 		return false
 	}
