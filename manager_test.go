@@ -6254,3 +6254,38 @@ func TestValueOfALaterVersionIsLeftAlone(t *testing.T) {
 		wantCount(t, f.ca, "newOrder", 0)
 	})
 }
+
+// TestOneBadKeyStopsNoOtherHost has the storage fail for one host alone.
+func TestOneBadKeyStopsNoOtherHost(t *testing.T) {
+	for _, op := range []string{"load", "store", "lock"} {
+		t.Run(op, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const bad, good = "a.example.com", "b.example.com"
+				f := newFleet(t, 1, listed(bad, good))
+				m, v := f.members[0], f.views[0]
+				d := keepDiary(t, m)
+				v.setFault(func(_ context.Context, what, key string) error {
+					if what == op && strings.Contains(key, bad) {
+						return errAway
+					}
+					return nil
+				})
+				for range 3 {
+					get(m, bad)
+					pass(5 * time.Minute)
+				}
+				mustGet(t, m, good)
+				if es := d.of(letsencrypt.EventFailed); len(es) == 0 || es[0].Host != bad {
+					t.Errorf("events %v, want some about %s", es, bad)
+				}
+				if s := m.Status(bad, good); !errors.Is(s[0].Err, errAway) || s[1].Err != nil {
+					t.Errorf("Status says %v and %v, want an error for the first alone", s[0].Err, s[1].Err)
+				}
+				v.setFault(nil)
+				if err := m.Renew(deadline(t, time.Minute), bad); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}

@@ -162,11 +162,17 @@ type keeping struct {
 // sharing is what of the state goes to Storage, and what comes from there. It is
 // guarded by Manager.mu.
 type sharing struct {
-	unstored map[string]uint64 // keys of records that Storage lacks, and the number of the last change
-	turns    map[string]*turn  // at keys that are being stored or loaded
-	adopting bool              // what is put is not for Storage: mostly it comes from there
-	cached   []*host           // whose certificates are in memory, and some others; if there is a CacheSize
-	hand     int               // where in it to go on looking for one to put out
+	unstored map[string]lack  // records that Storage lacks, by key
+	turns    map[string]*turn // at keys that are being stored or loaded
+	adopting bool             // what is put is not for Storage: mostly it comes from there
+	cached   []*host          // whose certificates are in memory, and some others; if there is a CacheSize
+	hand     int              // where in it to go on looking for one to put out
+}
+
+// A lack is of a record that Storage is to have.
+type lack struct {
+	seq uint64 // number of the record's last change
+	err error  // why it could not be stored, while others can
 }
 
 // A Storage is a place that the members of a fleet share: processes, on one
@@ -580,6 +586,11 @@ func (m *Manager) applyLocked(r journal.Record) {
 		h := m.hostLocked(name)
 		notBefore, _ := r.Field(0)
 		notAfter, _ := r.Field(1)
+		if h.evicted && h.notBefore == notBefore && h.notAfter == notAfter {
+			h.evicted = false
+			m.cacheLocked(h)
+			return
+		}
 		h.hold(notBefore, notAfter, nil)
 		m.newest = max(m.newest, notBefore)
 		if r, ok := m.log.Get(kindMoment, name); ok {
@@ -666,33 +677,43 @@ func (m *Manager) endTurnLocked(key string, t *turn, err error) {
 
 func (m *Manager) unstoredLocked(key string, seq uint64) {
 	if m.unstored == nil {
-		m.unstored = make(map[string]uint64)
+		m.unstored = make(map[string]lack)
 	}
-	m.unstored[key] = seq
+	m.unstored[key] = lack{seq: seq, err: m.unstored[key].err}
 	m.dirty = true
 }
 
-// share stores what Storage lacks, in the order of the changes. If there is
-// nothing and Storage has failed, it sees whether that works again.
+// share stores what Storage lacks, in the order of the changes. An error says that
+// it can store nothing. If one record can't be stored and others can, that is
+// said once: see stored.
 func (m *Manager) share() error {
 	if m.Storage == nil {
 		return nil
 	}
 	m.mu.Lock()
-	numbers := maps.Clone(m.unstored)
-	probe := m.unwritten != nil && len(numbers) == 0
+	lacks, failed := maps.Clone(m.unstored), m.unwritten != nil
 	m.mu.Unlock()
-	if probe {
-		_, err := m.load(context.Background(), kindRegister, onlyOne)
-		return err
+	if failed {
+		if err := m.probe(); err != nil {
+			return fmt.Errorf("%w: %w", errAway, err)
+		}
 	}
-	keys := slices.SortedFunc(maps.Keys(numbers), func(a, b string) int { return cmp.Compare(numbers[a], numbers[b]) })
+	keys := slices.SortedFunc(maps.Keys(lacks), func(a, b string) int { return cmp.Compare(lacks[a].seq, lacks[b].seq) })
 	for _, key := range keys {
-		if err := m.store(key); err != nil {
-			return err
+		err := m.store(key)
+		if err != nil && m.probe() != nil {
+			return fmt.Errorf("%w: %w", errAway, err)
 		}
 	}
 	return nil
+}
+
+// probe returns nil if Storage can store anything.
+func (m *Manager) probe() error {
+	ctx, cancel := context.WithTimeout(context.Background(), storageWait)
+	defer cancel()
+	const kind = "probe"
+	return m.Storage.Store(ctx, shared.Key(kind, onlyOne), shared.Encode(record(kind, onlyOne, true)))
 }
 
 // store stores the record with a key, or deletes it, if Storage lacks that. What
@@ -701,7 +722,7 @@ func (m *Manager) store(key string) error {
 	kind, name := shared.Split(key)
 	t, err := m.takeTurn(key)
 	m.mu.Lock()
-	seq, lacking := m.unstored[key]
+	was, lacking := m.unstored[key]
 	value := m.valueLocked(kind, name)
 	m.mu.Unlock()
 	if err == nil && lacking {
@@ -712,15 +733,34 @@ func (m *Manager) store(key string) error {
 		} else if err = m.Storage.Delete(ctx, shared.Key(kind, name)); errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
-		err = awayError("storing", kind, name, err)
+		err = newStorageError("storing", kind, name, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err == nil && m.unstored[key] == seq {
-		delete(m.unstored, key)
-	}
 	m.endTurnLocked(key, t, err)
+	now, lacking := m.unstored[key]
+	switch {
+	case !lacking:
+	case err == nil && now.seq == was.seq:
+		delete(m.unstored, key)
+	case err != nil:
+		if now.err == nil && m.unwritten == nil {
+			m.reportLocked(Event{Kind: EventState, Err: err})
+		}
+		m.unstored[key] = lack{now.seq, err}
+		m.writeAgain = time.Now().Add(lookEvery)
+	}
 	return err
+}
+
+// stored is sync for somebody who depends on one record.
+func (m *Manager) stored(kind, name string) error {
+	if err := m.sync(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.unstored[journal.Delete(kind, name).Key()].err
 }
 
 // valueLocked returns what Storage is to have for a kind and name, nil if nothing.
@@ -743,11 +783,20 @@ var (
 	errElsewhere = errors.New("another member of the fleet sees to it")
 )
 
-func awayError(doing, kind, name string, err error) error {
+// A storageError is one of Storage's.
+type storageError struct {
+	doing string
+	err   error
+}
+
+func (e *storageError) Error() string { return e.doing + ": " + e.err.Error() }
+func (e *storageError) Unwrap() error { return e.err }
+
+func newStorageError(doing, kind, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %s the %s of %s: %w", errAway, doing, kind, name, err)
+	return &storageError{doing + " the " + kind + " of " + name, err}
 }
 
 // load returns the records that Storage has for a kind and name, none if it has
@@ -760,7 +809,7 @@ func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record
 		return nil, nil
 	}
 	if err != nil {
-		return nil, awayError("loading", kind, name, err)
+		return nil, newStorageError("loading", kind, name, err)
 	}
 	records, err := shared.Decode(value, kind, name)
 	for _, r := range records {
@@ -770,7 +819,7 @@ func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record
 	case err == nil:
 		return records, nil
 	case errors.Is(err, journal.ErrVersion):
-		return nil, awayError("loading", kind, name, err)
+		return nil, newStorageError("loading", kind, name, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -778,8 +827,8 @@ func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record
 	return nil, nil
 }
 
-// pull takes over what Storage has for a kind and name. An error says that
-// Storage fails, and is reported.
+// pull takes over what Storage has for a kind and name. If Storage as a whole
+// fails, that is reported.
 func (m *Manager) pull(ctx context.Context, kind, name string) error {
 	if m.Storage == nil {
 		return nil
@@ -796,6 +845,9 @@ func (m *Manager) find(ctx context.Context, kind, name string) (there bool, err 
 	if err == nil {
 		records, err = m.load(ctx, kind, name)
 	}
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errAway) && m.fails() {
+		err = fmt.Errorf("%w: %w", errAway, err)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.endTurnLocked(key, t, err)
@@ -804,12 +856,20 @@ func (m *Manager) find(ctx context.Context, kind, name string) (there bool, err 
 		m.adoptLocked(kind, name, records)
 		m.adopting = false
 	}
-	if err != nil && ctx.Err() == nil {
+	if errors.Is(err, errAway) {
 		m.dirty = true // so that the next write sees whether it works again
 		m.unwrittenLocked(err, m.seq)
 		m.pokeLocked()
 	}
 	return len(records) > 0, err
+}
+
+// fails reports whether Storage is known to have failed, or does now.
+func (m *Manager) fails() bool {
+	m.mu.Lock()
+	known := m.unwritten != nil
+	m.mu.Unlock()
+	return known || m.probe() != nil
 }
 
 // adoptLocked puts what Storage has for a kind and name in the place of ours.
@@ -864,7 +924,7 @@ func (m *Manager) truerLocked(r, ours journal.Record) bool {
 
 // lock takes a lock of the fleet's, which unlock gives back. Some storages return
 // at once while another has it: they are asked again until over says that it is
-// not needed any more.
+// not needed any more. Where Lock did nothing but wait the error is errElsewhere.
 func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlock func(), err error) {
 	ctx, cancel := context.WithCancel(ctx) // some hold a lock for as long as its context lives
 	limit := time.AfterFunc(lockWait, cancel)
@@ -874,6 +934,9 @@ func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlo
 			limit.Stop()
 			return func() { m.unlock(name); cancel() }, nil
 		}
+		if n == 1 && ctx.Err() != nil {
+			err = errElsewhere
+		}
 		if over() {
 			cancel()
 			return func() {}, nil
@@ -882,7 +945,7 @@ func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlo
 		case <-time.After(backoff(n, lockFirst, lockMost)):
 		case <-ctx.Done():
 			cancel()
-			return func() {}, fmt.Errorf("%w: its lock is not to be had: %w", errElsewhere, err)
+			return func() {}, &storageError{"taking the lock " + name, err}
 		}
 	}
 }
@@ -1253,7 +1316,7 @@ func (m *Manager) keepAccount(directory string, cred ca.Credentials) error {
 		m.reportLocked(Event{Kind: EventAccount, CA: directory})
 	}
 	m.mu.Unlock()
-	if err := m.sync(); cred.URL == "" {
+	if err := m.stored(kindAccount, directory); cred.URL == "" {
 		return err
 	}
 	return nil
@@ -1308,7 +1371,7 @@ func (m *Manager) job(f *flight, a *authority, client *ca.Client) (*job, error) 
 	j.Keep = func(url string) error {
 		ours = url
 		m.set(record(kindOrder, h.name, orderRecord{CA: a.Directory, Account: client.KID(), URL: url, Key: j.key, Made: time.Now().Unix()}))
-		if err := m.sync(); err != nil {
+		if err := m.stored(kindOrder, h.name); err != nil {
 			return err
 		}
 		return m.stillOurs(m.ctx, f, ours)
@@ -1615,8 +1678,8 @@ func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.
 		err = m.markLocked(&marked, name, h.before.CA, h.before.Account, h.leaf.Load(), reason)
 	}
 	m.mu.Unlock()
-	if err == nil {
-		err = m.sync()
+	for _, hash := range marked {
+		err = cmp.Or(err, m.stored(kindRevoked, hash))
 	}
 	if err != nil {
 		m.dropRevocations(marked)

@@ -42,13 +42,13 @@ const (
 
 	backoffFirst = time.Minute // after a host's first failure; doubles
 	backoffMost  = 24 * time.Hour
-	storageWait  = 30 * time.Second       // for one thing that Storage is to do
+	storageWait  = 20 * time.Second       // for one thing that Storage is to do
 	lockWait     = 2 * time.Minute        // for a lock that another member holds
 	lookFirst    = 5 * time.Second        // between looks into Storage for a host that fails and that clients ask for
 	lockFirst    = 250 * time.Millisecond // after Storage first did not give a lock; doubles
 	lockMost     = 5 * time.Second
 	writeFirst   = 5 * time.Second        // after the state could first not be written, or Storage failed otherwise; doubles
-	pollSoon     = 10 * time.Minute       // after another member of the fleet made a certificate
+	pollSoon     = time.Hour              // after another member of the fleet made a certificate
 	catchUpEvery = 6 * time.Hour          // with what other members did for a host
 	catchUpApart = 100 * time.Millisecond // between two hosts, at a start
 	fleetSpread  = time.Minute            // over which the members of a fleet come to a renewal that is due, at most
@@ -462,7 +462,7 @@ func (m *Manager) lookLocked(h *host, now time.Time) bool {
 	switch {
 	case m.Storage == nil:
 		return false
-	case h == nil || h.trouble == nil:
+	case h == nil || h.trouble == nil || h.evicted:
 		return true
 	case now.Before(h.trouble.looked.Add(lookFirst)):
 		return false
@@ -1312,8 +1312,9 @@ func (m *Manager) askFirst(f *flight) {
 	if f.verdict == asking {
 		err = m.allow(m.ctx, f.host.name)
 	}
-	if away := m.pull(m.ctx, kindCert, f.host.name); away != nil && (err == nil || undecided(err)) {
-		err = away
+	unread := m.pull(m.ctx, kindCert, f.host.name)
+	if errors.Is(unread, errAway) {
+		err = unread
 	}
 	cert := m.overtaken(f)
 	m.mu.Lock()
@@ -1327,6 +1328,9 @@ func (m *Manager) askFirst(f *flight) {
 		return
 	case errors.Is(err, errAway):
 		m.turnBackLocked(f, err, now)
+		return
+	case unread != nil && err == nil:
+		m.turnBackLocked(f, unread, now)
 		return
 	case err == nil, undecided(err) && now.Before(h.expiry()):
 		m.waitForTokenLocked(f, now)
@@ -1504,8 +1508,9 @@ func (m *Manager) takeOff(f *flight, hello *tls.ClientHelloInfo) (release func()
 	return release, m.pay(f)
 }
 
-// turnBackLocked ends a flight that asked no CA for anything, for a reason that
-// is not the host's.
+// turnBackLocked ends a flight that asked no CA for anything. If it is for want of
+// one thing in Storage, that is a failure like any other; if Storage as a whole
+// fails, or another member is at it, the host is not to blame.
 func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 	h := f.host
 	if f.owing {
@@ -1515,9 +1520,15 @@ func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 	if !ok {
 		he = &HostError{Host: h.name, Err: err}
 	}
-	if errors.Is(err, errAway) || errors.Is(err, errElsewhere) {
+	_, unread := errors.AsType[*storageError](err)
+	switch {
+	case errors.Is(err, errAway) || errors.Is(err, errElsewhere):
 		h.shut = later(now.Add(writeFirst), m.writeAgain).Add(rand.N(writeFirst))
 		he.Retry = h.shut
+	case unread && !ok:
+		failed := &failure{HostError: *he, ours: true}
+		m.failedLocked(h, failed, now)
+		he = &failed.HostError
 	}
 	m.landLocked(f, nil, he)
 }

@@ -185,7 +185,7 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 	if cert := m.answers.TLSALPN(name); cert != nil {
 		return cert, nil
 	}
-	if ctx := helloContext(hello); m.Storage != nil && m.expects(ctx, name) {
+	if ctx := helloContext(hello); m.Storage != nil && m.expects(name) != refused {
 		if cert := m.others.TLSALPN(ctx, name); cert != nil {
 			return cert, nil
 		}
@@ -193,23 +193,28 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 	return nil, errNoValidation
 }
 
-// expects reports whether a CA may come to validate a name: it may have a
-// certificate.
-func (m *Manager) expects(ctx context.Context, name string) bool {
+// expects returns what the program's settings say of a name that a CA may have
+// come to validate.
+func (m *Manager) expects(name string) verdict {
 	m.begin()
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	h := m.hosts.Get(name)
-	v, closed := m.judgeLocked(name, h), m.closed
-	m.mu.Unlock()
-	if v == asking && (h == nil || !h.held()) {
-		return !closed && m.allow(ctx, name) == nil
+	switch {
+	case m.closed:
+		return refused
+	case h != nil && h.held():
+		return vouched
 	}
-	return !closed && v != refused
+	return m.judgeLocked(name, h)
 }
 
 // answerElsewhere returns the answer to a validation that another member of the
 // fleet set up.
 func (m *Manager) answerElsewhere(host string) (p challenge.Pending, ok bool) {
+	if m.expects(host) == asking && m.allow(m.ctx, host) != nil {
+		return p, false
+	}
 	records, err := m.load(m.ctx, kindChallenge, host)
 	if err != nil || len(records) == 0 {
 		return p, false
@@ -227,7 +232,7 @@ func (s *solving) share(ctx context.Context, p challenge.Pending) (remove func()
 	wait, cancel := context.WithTimeout(ctx, storageWait)
 	defer cancel()
 	if err := s.m.Storage.Store(wait, key, value); err != nil {
-		return func() {}, awayError("storing", kindChallenge, s.host, err)
+		return func() {}, newStorageError("storing", kindChallenge, s.host, err)
 	}
 	return func() {
 		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageWait)
@@ -772,7 +777,7 @@ func (m *Manager) serveHTTP(w http.ResponseWriter, r *http.Request, fallback htt
 // or another member's of the fleet.
 func (m *Manager) answer(ctx context.Context, host, token string) (keyAuth string, ok bool) {
 	keyAuth, ok = m.answers.HTTP(host, token)
-	if !ok && m.Storage != nil && m.expects(ctx, host) {
+	if !ok && m.Storage != nil && m.expects(host) != refused {
 		return m.others.HTTP(ctx, host, token)
 	}
 	return keyAuth, ok
