@@ -133,7 +133,7 @@ func (a *Account) open(ctx context.Context, contact []string) (*Client, error) {
 	if a.Share != nil {
 		release, err := a.Share(ctx)
 		if err != nil {
-			return nil, failOurs("sharing the account", err)
+			return nil, &Failure{Class: Ours, Step: "sharing the account", Err: err}
 		}
 		defer release()
 	}

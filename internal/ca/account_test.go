@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -183,6 +184,154 @@ func TestAccountReset(t *testing.T) {
 			t.Errorf("after Reset the account is %s, want %s", got.KID(), want.KID())
 		}
 	})
+}
+
+// sharing has an account shared, and returns what was done with it, in order.
+func sharing(a *Account, l *ledger, share func() error) (done func() string) {
+	var log []string
+	load, keep := a.Load, a.Keep
+	a.Load = func() (Credentials, bool) { log = append(log, "load"); return load() }
+	a.Keep = func(c Credentials) error { log = append(log, "keep"); return keep(c) }
+	a.Share = func(context.Context) (func(), error) {
+		log = append(log, "share")
+		asked := l.ca.Count("newAccount")
+		return func() {
+			if l.ca.Count("newAccount") > asked {
+				log = append(log, "after the CA was asked")
+			}
+			log = append(log, "release")
+		}, share()
+	}
+	return func() string { return strings.Join(log, ", ") }
+}
+
+// Nobody else makes an account from before ours is looked for until it is kept.
+func TestAccountShare(t *testing.T) {
+	inAccount(t, func(t *testing.T, ca *catest.CA, a *Account, l *ledger) {
+		done := sharing(a, l, func() error { return nil })
+		first := mustClient(t, a)
+		want := "share, load, keep, keep, after the CA was asked, release"
+		if got := done(); got != want {
+			t.Errorf("an account is made by %s, want %s", got, want)
+		}
+		if mustClient(t, a) != first || done() != want {
+			t.Errorf("a client that is there is had by %s, want nothing after %s", done(), want)
+		}
+		a.Reset()
+		if want += ", share, load, release"; mustClient(t, a).KID() != first.KID() || done() != want {
+			t.Errorf("an account that is kept is had by %s, want %s", done(), want)
+		}
+	})
+}
+
+// Whatever goes wrong, the others may try.
+func TestAccountShareIsReleased(t *testing.T) {
+	no := errors.New("no")
+	tests := []struct {
+		name  string
+		spoil func(ca *catest.CA, l *ledger)
+		want  string
+	}{
+		{"key damaged", func(_ *catest.CA, l *ledger) { l.kept = []Credentials{{Key: []byte("rubbish")}} }, "share, load, release"},
+		{"key not kept", func(_ *catest.CA, l *ledger) { l.fail = func(Credentials) error { return no } }, "share, load, keep, release"},
+		{"URL not kept", func(_ *catest.CA, l *ledger) {
+			l.fail = func(c Credentials) error {
+				if c.URL != "" {
+					return no
+				}
+				return nil
+			}
+		}, "share, load, keep, keep, after the CA was asked, release"},
+		{"refused", func(ca *catest.CA, _ *ledger) {
+			ca.Fault(catest.On("newAccount", 0, catest.Problem(403, "unauthorized", "no", "")))
+		}, "share, load, keep, after the CA was asked, release"},
+		{"hangs", func(ca *catest.CA, _ *ledger) { ca.Fault(catest.On("newAccount", 0, catest.Hang)) }, "share, load, keep, after the CA was asked, release"},
+		{"down", func(ca *catest.CA, _ *ledger) { ca.Fault(catest.Down) }, "share, load, keep, release"},
+	}
+	for _, test := range tests {
+		inAccount(t, func(t *testing.T, ca *catest.CA, a *Account, l *ledger) {
+			done := sharing(a, l, func() error { return nil })
+			test.spoil(ca, l)
+			if _, err := a.Client(t.Context()); err == nil {
+				t.Errorf("%s: Client = nil, want an error", test.name)
+			}
+			if got := done(); got != test.want {
+				t.Errorf("%s: got %s, want %s", test.name, got, test.want)
+			}
+		})
+	}
+}
+
+// An account that can't be shared is not made. That is no fault of the CA, and
+// no outcome for others: what failed was ours, and may have been the caller's
+// own context.
+func TestAccountShareFails(t *testing.T) {
+	no := errors.New("no")
+	tests := []struct {
+		name string
+		err  error
+	}{
+		{"an error", no},
+		{"an error with another's class", fmt.Errorf("no: %w", &Failure{Class: Network, Step: "dialing", Err: no})},
+	}
+	for _, test := range tests {
+		inAccount(t, func(t *testing.T, ca *catest.CA, a *Account, l *ledger) {
+			tries := 0
+			done := sharing(a, l, func() error {
+				if tries++; tries > 1 {
+					return nil
+				}
+				time.Sleep(time.Second)
+				return test.err
+			})
+			failed := make(chan error)
+			go func() {
+				_, err := a.Client(t.Context())
+				failed <- err
+			}()
+			synctest.Wait()
+			other := make(chan error)
+			go func() { // came before it failed
+				_, err := a.Client(t.Context())
+				other <- err
+			}()
+			err := <-failed
+			if f, ok := errors.AsType[*Failure](err); !ok || f.Class != Ours || !errors.Is(err, no) || !strings.Contains(err.Error(), "sharing the account") {
+				t.Errorf("%s: Client = %v, want ours: sharing the account: no", test.name, err)
+			}
+			if err := <-other; err != nil {
+				t.Errorf("%s: Client for another = %v, want its own try", test.name, err)
+			}
+			if got, want := done(), "share, share, load, keep, keep, after the CA was asked, release"; got != want {
+				t.Errorf("%s: got %s, want %s", test.name, got, want)
+			}
+		})
+	}
+}
+
+// What another process made is ours, too: its account, or if it died on the way
+// the key that it had kept.
+func TestAccountShareBringsOne(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		inAccount(t, func(t *testing.T, ca *catest.CA, a *Account, l *ledger) {
+			theirs := &ledger{ca: ca}
+			want := mustClient(t, newAccount(ca, theirs)).KID()
+			sharing(a, l, func() error {
+				l.kept = theirs.kept[1:]
+				if dead {
+					l.kept = theirs.kept[:1:1]
+				}
+				return nil
+			})
+			asked := ca.Count("")
+			if got := mustClient(t, a).KID(); got != want || len(ca.Accounts()) != 1 {
+				t.Errorf("dead %v: the account is %s of %d, want %s alone", dead, got, len(ca.Accounts()), want)
+			}
+			if !dead && ca.Count("") != asked {
+				t.Errorf("the CA was asked %d times for an account that is there", ca.Count("")-asked)
+			}
+		})
+	}
 }
 
 // Many want the account at once, one makes it, and who can't wait leaves.

@@ -502,7 +502,7 @@ func (r *run) look(ctx context.Context) error {
 func (r *run) finalize(ctx context.Context) error {
 	if r.Finalizing != nil {
 		if err := r.Finalizing(ctx); err != nil {
-			return failOurs("finalizing the order", err)
+			return &Failure{Class: Ours, Step: "finalizing the order", Err: err}
 		}
 	}
 	csr, err := newCSR(r.Host, r.Key, r.MustStaple)

@@ -51,6 +51,76 @@ func TestObtainRequests(t *testing.T) {
 	}
 }
 
+// Right before an order is finalized, and each time that it is, Finalizing is
+// asked.
+func TestFinalizing(t *testing.T) {
+	tests := []struct {
+		name   string
+		faulty catest.Response // the first reply to finalize
+		want   string
+	}{
+		{"all is well", nil, "newOrder authz challenge order ASKED finalize order certificate"},
+		{"finalize fails", catest.Problem(503, "serverInternal", "busy", ""), "newOrder authz challenge order ASKED finalize order ASKED finalize order certificate"},
+		{"its reply is lost", catest.LoseReply, "newOrder authz challenge order ASKED finalize newNonce order certificate"},
+	}
+	for _, test := range tests {
+		takes := func(c *catest.Config) { c.FinalizeTakes = quietTime / 2 }
+		inWorld(t, takes, func(t *testing.T, w *world) {
+			w.ca.Fault(catest.On("finalize", 1, test.faulty))
+			var got []string
+			j := w.job("a.example.com")
+			j.Finalizing = func(context.Context) error {
+				got = append(got, w.asked(), "ASKED")
+				return nil
+			}
+			w.obtain(j)
+			if got := strings.Join(append(got, w.asked()), " "); got != test.want {
+				t.Errorf("%s: %s, want %s", test.name, got, test.want)
+			}
+		})
+	}
+}
+
+// With an error the job ends at once, the order is left as it is, and whose
+// error it is can be told.
+func TestFinalizingRefuses(t *testing.T) {
+	no := errors.New("no")
+	for _, err := range []error{no, fmt.Errorf("no: %w", &Failure{Class: Network, Step: "dialing", Err: no})} {
+		inWorld(t, nil, func(t *testing.T, w *world) {
+			asked := 0
+			j := w.job("a.example.com")
+			j.Finalizing = func(context.Context) error { asked++; return err }
+			f := w.refused(j)
+			if f.Class != Ours || !errors.Is(f, no) || asked != 1 {
+				t.Errorf("Finalizing = %v: got %v: %v, asked %d times; want ours: no, asked once", err, f.Class, f, asked)
+			}
+			if got, want := w.asked(), "newOrder authz challenge order"; got != want {
+				t.Errorf("the CA was asked for %s, want %s", got, want)
+			}
+			if w.answers.TLSALPN("a.example.com") != nil {
+				t.Error("the answer stands after Obtain")
+			}
+			if orders := w.ca.Orders(); len(orders) != 1 || orders[0].Status != acme.StatusReady {
+				t.Errorf("orders %v, want the one, ready", orders)
+			}
+			j.OrderURL, j.Finalizing = w.kept[0], nil
+			w.obtain(j)
+		})
+	}
+}
+
+// Finalizing ends with the attempt: its context does.
+func TestFinalizingIsBounded(t *testing.T) {
+	inWorld(t, nil, func(t *testing.T, w *world) {
+		j := w.job("a.example.com")
+		j.Finalizing = func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
+		var f *Failure
+		if took := elapsed(func() { f = w.refused(j) }); took > orderTimeout || f.Class != Ours {
+			t.Errorf("got %v: %v after %v, want ours within %v", f.Class, f, took, orderTimeout)
+		}
+	})
+}
+
 // Whatever the outcome, no answer is left standing.
 func TestObtainRemovesAnswers(t *testing.T) {
 	for _, good := range []bool{true, false} {

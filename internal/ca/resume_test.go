@@ -71,6 +71,35 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// An order that was finalized before needs nobody's leave.
+func TestResumeDoesNotAskAgain(t *testing.T) {
+	tests := []struct {
+		state  string
+		before string // what was about to be asked
+		asked  int
+	}{
+		{"ready", "finalize", 1},
+		{"processing", "order", 0},
+		{"valid", "certificate", 0},
+	}
+	slow := func(c *catest.Config) { c.FinalizeTakes, c.AuthzReuse = 10*time.Second, time.Hour }
+	for _, test := range tests {
+		inWorld(t, slow, func(t *testing.T, w *world) {
+			w.obtain(w.job("a.example.com")) // so that the next order is ready at once
+			j := w.interrupted(test.before)
+			if orders := w.ca.Orders(); orders[1].Status != test.state {
+				t.Fatalf("the order is %s, want %s", orders[1].Status, test.state)
+			}
+			asked := 0
+			j.Finalizing = func(context.Context) error { asked++; return nil }
+			w.obtain(j)
+			if asked != test.asked {
+				t.Errorf("%s: Finalizing was asked %d times, want %d", test.state, asked, test.asked)
+			}
+		})
+	}
+}
+
 // An order that is of no use any more is made anew, and the new one kept.
 func TestResumeUseless(t *testing.T) {
 	tests := []struct {
