@@ -156,6 +156,7 @@ import (
 	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/owned"
 	"example.com/letsencrypt/internal/queue"
+	"example.com/letsencrypt/internal/shared"
 	"example.com/letsencrypt/internal/table"
 	"example.com/letsencrypt/internal/txt"
 	"golang.org/x/crypto/acme"
@@ -349,8 +350,9 @@ type host struct {
 	since               time.Time // when the certificate was obtained; zero: before we started
 	early               int       // certificates in a row, up to this one, that were due at once
 	evicted             bool      // the certificate is in Storage only
-	cached              bool      // it is in m.cached
+	cached, stored      bool      // it is in m.cached, and in Storage
 	dead                bool      // and said to be
+	turnedBack          int       // in a row, because other members were at it
 	revoked             bool      // by the CA, as its OCSP responder says
 	redone              bool      // in place of one that was, and not yet said to be good
 	listed, managed     bool
@@ -376,6 +378,7 @@ func (m *Manager) beginOnce() {
 		m.addCALocked(CA{})
 	}
 	m.others.Load = m.answerElsewhere
+	m.client = &shared.Client{Storage: m.Storage, Wait: storageWait}
 	m.fillBucketsLocked()
 	m.queueAllLocked()
 	m.goLocked(m.loop)

@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
@@ -165,14 +164,16 @@ type sharing struct {
 	unstored map[string]lack  // records that Storage lacks, by key
 	turns    map[string]*turn // at keys that are being stored or loaded
 	adopting bool             // what is put is not for Storage: mostly it comes from there
+	client   *shared.Client   // of Storage; set by begin
 	cached   []*host          // whose certificates are in memory, and some others; if there is a CacheSize
 	hand     int              // where in it to go on looking for one to put out
 }
 
 // A lack is of a record that Storage is to have.
 type lack struct {
-	seq uint64 // number of the record's last change
-	err error  // why it could not be stored, while others can
+	seq  uint64 // number of the record's last change
+	err  error  // why it could not be stored, while others can
+	late bool   // Storage may have had another meanwhile
 }
 
 // A Storage is a place that the members of a fleet share: processes, on one
@@ -242,14 +243,15 @@ func (m *Manager) forgetLocked(kind, name string) {
 	}
 }
 
-// sync returns when all that was put so far is durable.
-func (m *Manager) sync() error {
+// sync returns when all that was put so far is durable in the file and, of these
+// keys, in Storage.
+func (m *Manager) sync(keys ...string) error {
 	m.mu.Lock()
-	seq := m.seq
+	seq, failed := m.seq, m.unwritten != nil
 	m.mu.Unlock()
 	err := m.log.Sync(seq)
-	if err == nil {
-		err = m.share()
+	if m.Storage != nil {
+		err = errors.Join(err, m.share(failed, keys))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -587,7 +589,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		notBefore, _ := r.Field(0)
 		notAfter, _ := r.Field(1)
 		if h.evicted && h.notBefore == notBefore && h.notAfter == notAfter {
-			h.evicted = false
+			h.evicted = false // and stored
 			m.cacheLocked(h)
 			return
 		}
@@ -676,91 +678,178 @@ func (m *Manager) endTurnLocked(key string, t *turn, err error) {
 }
 
 func (m *Manager) unstoredLocked(key string, seq uint64) {
+	l := m.unstored[key]
+	l.seq = seq
+	m.lackLocked(key, l)
+}
+
+// offerLocked has the record with a key stored unless Storage has a better one.
+func (m *Manager) offerLocked(key string) {
+	if l, ok := m.unstored[key]; !ok || !l.late {
+		l.seq, l.late = m.seq, true
+		m.lackLocked(key, l)
+		m.pokeLocked()
+	}
+}
+
+func (m *Manager) lackLocked(key string, l lack) {
 	if m.unstored == nil {
 		m.unstored = make(map[string]lack)
 	}
-	m.unstored[key] = lack{seq: seq, err: m.unstored[key].err}
+	m.unstored[key] = l
 	m.dirty = true
 }
 
-// share stores what Storage lacks, in the order of the changes. An error says that
-// it can store nothing. If one record can't be stored and others can, that is
-// said once: see stored.
-func (m *Manager) share() error {
-	if m.Storage == nil {
-		return nil
+// lackingLocked returns the keys of what Storage lacks of a name, or of all, in
+// the order of the changes.
+func (m *Manager) lackingLocked(of func(name string) bool) []string {
+	var keys []string
+	for key := range m.unstored {
+		if _, name := shared.Split(key); of(name) {
+			keys = append(keys, key)
+		}
 	}
+	slices.SortFunc(keys, func(a, b string) int { return cmp.Compare(m.unstored[a].seq, m.unstored[b].seq) })
+	return keys
+}
+
+// flush makes durable all there is.
+func (m *Manager) flush() error {
 	m.mu.Lock()
-	lacks, failed := maps.Clone(m.unstored), m.unwritten != nil
+	keys := m.lackingLocked(func(string) bool { return true })
 	m.mu.Unlock()
+	return m.sync(keys...)
+}
+
+// flushHost makes durable what there is of a host.
+func (m *Manager) flushHost(host string) error {
+	m.mu.Lock()
+	keys := m.lackingLocked(func(name string) bool { return name == host })
+	m.mu.Unlock()
+	return m.sync(keys...)
+}
+
+// share stores what Storage lacks of these keys. An error says that it can store
+// nothing; failed, that this was so. If one record can't be stored and others
+// can, that is said once: see stored.
+func (m *Manager) share(failed bool, keys []string) error {
 	if failed {
 		if err := m.probe(); err != nil {
 			return fmt.Errorf("%w: %w", errAway, err)
 		}
 	}
-	keys := slices.SortedFunc(maps.Keys(lacks), func(a, b string) int { return cmp.Compare(lacks[a].seq, lacks[b].seq) })
 	for _, key := range keys {
 		err := m.store(key)
-		if err != nil && m.probe() != nil {
+		if err == nil {
+			continue
+		}
+		if m.probe() != nil {
 			return fmt.Errorf("%w: %w", errAway, err)
 		}
+		m.mu.Lock()
+		l, lacking := m.unstored[key]
+		if lacking && l.err == nil {
+			m.reportLocked(Event{Kind: EventState, Err: err})
+		}
+		if lacking {
+			l.err = err
+			m.unstored[key] = l
+		}
+		m.writeAgain = time.Now().Add(lookEvery)
+		m.mu.Unlock()
 	}
 	return nil
 }
 
 // probe returns nil if Storage can store anything.
 func (m *Manager) probe() error {
-	ctx, cancel := context.WithTimeout(context.Background(), storageWait)
-	defer cancel()
 	const kind = "probe"
-	return m.Storage.Store(ctx, shared.Key(kind, onlyOne), shared.Encode(record(kind, onlyOne, true)))
+	return m.client.Store(context.Background(), shared.Key(kind, onlyOne), shared.Encode(record(kind, onlyOne, true)))
 }
 
-// store stores the record with a key, or deletes it, if Storage lacks that. What
-// a caller has done for is done after Shutdown, too.
+// store stores the record with a key, or deletes it, if Storage lacks that. It is
+// done after Shutdown, too. What could not be done at once is looked at first:
+// another member may have been there meanwhile.
 func (m *Manager) store(key string) error {
 	kind, name := shared.Split(key)
 	t, err := m.takeTurn(key)
 	m.mu.Lock()
 	was, lacking := m.unstored[key]
-	value := m.valueLocked(kind, name)
 	m.mu.Unlock()
-	if err == nil && lacking {
-		ctx, cancel := context.WithTimeout(context.Background(), storageWait)
-		defer cancel()
-		if value != nil {
-			err = m.Storage.Store(ctx, shared.Key(kind, name), value)
-		} else if err = m.Storage.Delete(ctx, shared.Key(kind, name)); errors.Is(err, fs.ErrNotExist) {
-			err = nil
+	if err == nil && was.late {
+		var theirs []journal.Record
+		if theirs, err = m.load(context.Background(), kind, name); err == nil {
+			lacking = m.outdoes(key, theirs)
 		}
-		err = newStorageError("storing", kind, name, err)
+	}
+	if err == nil && lacking {
+		err = m.storeNow(kind, name)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.endTurnLocked(key, t, err)
-	now, lacking := m.unstored[key]
+	now, ok := m.unstored[key]
 	switch {
-	case !lacking:
-	case err == nil && now.seq == was.seq:
-		delete(m.unstored, key)
+	case !ok:
 	case err != nil:
-		if now.err == nil && m.unwritten == nil {
-			m.reportLocked(Event{Kind: EventState, Err: err})
+		now.late = true
+		m.unstored[key] = now
+	case now.seq == was.seq:
+		delete(m.unstored, key)
+		if h := m.hosts.Get(name); h != nil && kind == kindCert {
+			h.stored = true
 		}
-		m.unstored[key] = lack{now.seq, err}
-		m.writeAgain = time.Now().Add(lookEvery)
 	}
 	return err
 }
 
+func (m *Manager) storeNow(kind, name string) error {
+	m.mu.Lock()
+	value := m.valueLocked(kind, name)
+	m.mu.Unlock()
+	key := shared.Key(kind, name)
+	if value != nil {
+		return newStorageError("storing", kind, name, m.client.Store(context.Background(), key, value))
+	}
+	err := m.client.Delete(context.Background(), key)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return newStorageError("deleting", kind, name, err)
+}
+
+// outdoes reports whether ours is to take the place of what Storage has. If not,
+// that is taken over.
+func (m *Manager) outdoes(key string, theirs []journal.Record) bool {
+	kind, name := shared.Split(key)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ours, ok := m.log.Get(kind, name)
+	if len(theirs) == 0 {
+		return ok
+	}
+	their := theirs[len(theirs)-1]
+	if kind == kindCert && m.barredLocked(their) {
+		return true
+	}
+	if ok && their != ours && !m.truerLocked(their, ours) {
+		return true
+	}
+	m.adopting = true
+	m.adoptLocked(kind, name, theirs)
+	m.adopting = false
+	return false
+}
+
 // stored is sync for somebody who depends on one record.
 func (m *Manager) stored(kind, name string) error {
-	if err := m.sync(); err != nil {
+	key := journal.Delete(kind, name).Key()
+	if err := m.sync(key); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.unstored[journal.Delete(kind, name).Key()].err
+	return m.unstored[key].err
 }
 
 // valueLocked returns what Storage is to have for a kind and name, nil if nothing.
@@ -802,9 +891,7 @@ func newStorageError(doing, kind, name string, err error) error {
 // load returns the records that Storage has for a kind and name, none if it has
 // nothing. A damaged value, which is said, is none.
 func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, storageWait)
-	defer cancel()
-	value, err := m.Storage.Load(ctx, shared.Key(kind, name))
+	value, err := m.client.Load(ctx, shared.Key(kind, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -837,8 +924,8 @@ func (m *Manager) pull(ctx context.Context, kind, name string) error {
 	return err
 }
 
-// find is pull where there is a Storage, and reports whether it has something.
-func (m *Manager) find(ctx context.Context, kind, name string) (there bool, err error) {
+// find is pull where there is a Storage, and reports whether we have the same now.
+func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err error) {
 	key := journal.Delete(kind, name).Key()
 	t, err := m.takeTurn(key)
 	var records []journal.Record
@@ -850,7 +937,11 @@ func (m *Manager) find(ctx context.Context, kind, name string) (there bool, err 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.endTurnLocked(key, t, err)
+	if ctx.Err() != nil {
+		m.endTurnLocked(key, t, nil) // others have not had enough
+	} else {
+		m.endTurnLocked(key, t, err)
+	}
 	if _, newer := m.unstored[key]; err == nil && !newer {
 		m.adopting = true
 		m.adoptLocked(kind, name, records)
@@ -861,7 +952,8 @@ func (m *Manager) find(ctx context.Context, kind, name string) (there bool, err 
 		m.unwrittenLocked(err, m.seq)
 		m.pokeLocked()
 	}
-	return len(records) > 0, err
+	ours, _ := m.log.Get(kind, name)
+	return len(records) > 0 && records[len(records)-1] == ours, err
 }
 
 // fails reports whether Storage is known to have failed, or does now.
@@ -886,6 +978,9 @@ func (m *Manager) adoptLocked(kind, name string, records []journal.Record) {
 		case r.Kind() == kind && was != r && m.truerLocked(r, was):
 			m.setLocked(r)
 		}
+	}
+	if ours, _ := m.log.Get(kind, name); kind == kindCert && ours == records[len(records)-1] {
+		m.hostLocked(name).stored = true
 	}
 }
 
@@ -929,7 +1024,7 @@ func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlo
 	ctx, cancel := context.WithCancel(ctx) // some hold a lock for as long as its context lives
 	limit := time.AfterFunc(lockWait, cancel)
 	for n := 1; ; n++ {
-		err = m.Storage.Lock(ctx, name)
+		err = m.client.Lock(ctx, name)
 		if err == nil {
 			limit.Stop()
 			return func() { m.unlock(name); cancel() }, nil
@@ -951,27 +1046,33 @@ func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlo
 }
 
 func (m *Manager) unlock(name string) {
-	ctx, cancel := context.WithTimeout(context.Background(), storageWait)
-	defer cancel()
-	if err := m.Storage.Unlock(ctx, name); err != nil {
+	if err := m.client.Unlock(context.Background(), name); err != nil {
 		m.logger().Warn("letsencrypt: a lock was lost, or could not be given back, so that another member may have done the same", "lock", name, "err", err)
 	}
 }
+
+// hostLock returns the name of a host's lock. A wildcard has that of the name
+// below, whose records of dns-01 are its own.
+func hostLock(host string) string { return shared.Lock("host", strings.TrimPrefix(host, "*.")) }
 
 // alone keeps the other members of the fleet from ordering for a flight's host
 // until release, and takes over what they did for it before.
 func (m *Manager) alone(f *flight) (release func(), err error) {
 	host := f.host.name
-	unlock, err := m.lock(m.ctx, shared.Lock("host", host), func() bool {
+	patience := time.AfterFunc(lockMost, func() { m.waitElsewhere(f, +1) })
+	unlock, err := m.lock(m.ctx, hostLock(host), func() bool {
 		return m.pull(m.ctx, kindCert, host) != nil || m.overtaken(f) != nil
 	})
+	if !patience.Stop() {
+		m.waitElsewhere(f, -1) // others have its place among the flights meanwhile
+	}
 	for _, kind := range []string{kindCert, kindOrder, kindBackoff, kindMoment} {
 		if err == nil {
 			err = m.pull(m.ctx, kind, host)
 		}
 	}
 	return func() {
-		m.sync() // reports its error
+		m.flushHost(host) // reports its error
 		unlock()
 	}, err
 }
@@ -1012,7 +1113,7 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 		return time.Time{}, nil
 	}
 	leaf := m.current(h.name)
-	there, err := m.find(m.ctx, kindCert, h.name)
+	same, err := m.find(m.ctx, kindCert, h.name)
 	if leaf = cmp.Or(leaf, m.current(h.name)); err == nil && leaf != "" {
 		err = m.pull(m.ctx, kindRevoked, leaf)
 	}
@@ -1022,7 +1123,7 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 	if err != nil {
 		return time.Now().Add(lookEvery), err
 	}
-	if !there {
+	if !same {
 		m.offer(h.name)
 	}
 	rec := m.moment(h.name)
@@ -1034,6 +1135,29 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 	return rec.Next, nil
 }
 
+// offerAllLocked offers Storage what it does not know of, if this process was alone
+// before: what is under way, and what is to be waited for. Certificates follow
+// one by one.
+func (m *Manager) offerAllLocked() {
+	if m.Storage == nil {
+		return
+	}
+	for name := range m.orders {
+		m.offerLocked(journal.Delete(kindOrder, name).Key())
+	}
+	for name := range m.pauses {
+		m.offerLocked(journal.Delete(kindPause, name).Key())
+	}
+	for name := range m.revocations {
+		m.offerLocked(journal.Delete(kindRevoked, name).Key())
+	}
+	for name, h := range m.hosts.All() {
+		if h.trouble != nil {
+			m.offerLocked(journal.Delete(kindBackoff, name).Key())
+		}
+	}
+}
+
 // offer has a certificate stored that is good and that Storage lacks: it is from
 // before there was one, or Storage lost it.
 func (m *Manager) offer(host string) {
@@ -1041,8 +1165,7 @@ func (m *Manager) offer(host string) {
 	defer m.mu.Unlock()
 	r, ok := m.log.Get(kindCert, host)
 	if h := m.hosts.Get(host); ok && h != nil && time.Now().Before(h.expiry()) {
-		m.unstoredLocked(r.Key(), m.seq)
-		m.pokeLocked()
+		m.offerLocked(r.Key())
 	}
 }
 
@@ -1083,9 +1206,15 @@ func (m *Manager) cacheLocked(h *host) {
 // evictLocked puts a host's certificate out of memory: what is left is when it is
 // due. It reports whether there is none in memory any more.
 func (m *Manager) evictLocked(h *host) bool {
-	key := journal.Delete(kindCert, h.name).Key()
-	if _, unstored := m.unstored[key]; unstored || h.flight != nil || h.polling || h.next != nil {
+	_, lacksStaple := m.unstored[journal.Delete(kindStaple, h.name).Key()]
+	if lacksStaple || h.flight != nil || h.polling || h.next != nil {
 		return false
+	}
+	if key := journal.Delete(kindCert, h.name).Key(); !h.stored {
+		if _, ok := m.log.Get(kindCert, h.name); ok {
+			m.offerLocked(key) // it is from before there was a Storage
+			return false
+		}
 	}
 	was := m.adopting
 	m.adopting = true
@@ -1374,16 +1503,16 @@ func (m *Manager) job(f *flight, a *authority, client *ca.Client) (*job, error) 
 		if err := m.stored(kindOrder, h.name); err != nil {
 			return err
 		}
-		return m.stillOurs(m.ctx, f, ours)
+		return m.stillOurs(m.ctx, f, ours, j.key)
 	}
-	j.Finalizing = func(ctx context.Context) error { return m.stillOurs(ctx, f, ours) }
+	j.Finalizing = func(ctx context.Context) error { return m.stillOurs(ctx, f, ours, j.key) }
 	return j, nil
 }
 
 // stillOurs returns an error if a member of the fleet that does not know of us,
 // because one of us has lost the lock, has obtained the certificate, or made an
 // order. Then that is the one to finish, for both of us, with its key.
-func (m *Manager) stillOurs(ctx context.Context, f *flight, url string) error {
+func (m *Manager) stillOurs(ctx context.Context, f *flight, url string, key []byte) error {
 	for _, kind := range []string{kindOrder, kindCert} {
 		if m.pull(ctx, kind, f.host.name) != nil {
 			return nil // it was said; the order is kept, and we are the one who can finish it
@@ -1392,7 +1521,7 @@ func (m *Manager) stillOurs(ctx context.Context, f *flight, url string) error {
 	m.mu.Lock()
 	o := m.orders[f.host.name]
 	m.mu.Unlock()
-	if o.URL != url || m.overtaken(f) != nil {
+	if o.URL != url || !bytes.Equal(o.Key, key) || m.overtaken(f) != nil {
 		return fmt.Errorf("%w: it has the lock as well", errElsewhere)
 	}
 	return nil
@@ -1456,7 +1585,7 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	m.putLocked(records...)
 	delete(m.orders, h.name)
 	m.mu.Unlock()
-	m.sync() // if it fails it says so, and is tried again; the certificate serves meanwhile
+	m.flushHost(h.name) // if it fails it says so, and is tried again; the certificate serves meanwhile
 	cert := &tls.Certificate{Certificate: c.Chain, PrivateKey: signer}
 	if above, err := m.readChain(chainHash(c.Chain[1:])); err == nil {
 		cert.Certificate = append(c.Chain[:1:1], above...)
@@ -1535,7 +1664,8 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 // first client asks for it.
 func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
 	h.notBefore, h.notAfter, h.next, h.before = notBefore, notAfter, nil, nil
-	h.evicted, h.dead, h.revoked = false, false, false
+	h.evicted, h.stored, h.dead, h.revoked = false, false, false, false
+	h.turnedBack = 0
 	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), mathrand.Float64()).UnixNano()
 	h.leaf.Store(leaf)
 }
@@ -1728,6 +1858,9 @@ func (m *Manager) dropRevocations(marked []string) {
 // finishBegun finishes what Revoke began before with certificates for a host that
 // were replaced since, and reports whether there is nothing left to do.
 func (m *Manager) finishBegun(ctx context.Context, name string, reason acme.CRLReasonCode) (done bool, err error) {
+	if err := m.pull(ctx, kindCert, name); err != nil {
+		return true, &HostError{Host: name, Err: err}
+	}
 	current := m.current(name)
 	var begun []string
 	m.mu.Lock()
@@ -1828,7 +1961,7 @@ func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
 	if err != nil {
 		return &HostError{Host: todo.Host, CA: todo.CA, Err: fmt.Errorf("the certificate is not revoked yet, which is tried again: %w", err)}
 	}
-	err = m.sync()
+	err = m.stored(kindRevoked, hash)
 	if todo.compromised() {
 		err = errors.Join(err, m.log.Compact())
 	}
@@ -1842,7 +1975,7 @@ func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
 // has.
 func (m *Manager) revokeAlone(ctx context.Context, hash string, todo *revocation) error {
 	if m.Storage != nil {
-		unlock, err := m.lock(ctx, shared.Lock("host", todo.Host), func() bool { return false })
+		unlock, err := m.lock(ctx, hostLock(todo.Host), func() bool { return false })
 		defer unlock()
 		if err == nil {
 			err = m.pull(ctx, kindRevoked, hash)
@@ -1891,8 +2024,8 @@ func (m *Manager) seeToRevocationsLocked(now time.Time) {
 
 // tryRevocation is a revocation that nobody waits for.
 func (m *Manager) tryRevocation(hash string, r *revocation) {
-	err := error(nil)
-	if !r.waits() || m.current(r.Host) != hash {
+	err := m.pull(m.ctx, kindCert, r.Host)
+	if err == nil && (!r.waits() || m.current(r.Host) != hash) {
 		err = m.finishRevocation(m.ctx, hash)
 	}
 	m.mu.Lock()

@@ -42,6 +42,8 @@ const (
 
 	backoffFirst = time.Minute // after a host's first failure; doubles
 	backoffMost  = 24 * time.Hour
+	maxGuesses   = 100                    // questions to Allow about hosts that a CA may have come to validate
+	maxTurns     = 5                      // in a row that other members may have been at a host: then that is a failure
 	storageWait  = 20 * time.Second       // for one thing that Storage is to do
 	lockWait     = 2 * time.Minute        // for a lock that another member holds
 	lookFirst    = 5 * time.Second        // between looks into Storage for a host that fails and that clients ask for
@@ -83,10 +85,12 @@ type schedule struct {
 	turn       time.Time             // the last in lacking
 	awaited    map[*flight]int       // flights that Manage or Renew wait for, and how many do
 	background int                   // flights under way that started from a queue
+	pledges    int                   // those of them that are to take their token yet
 	unseen     int                   // those of them that wait for a DNS record to be seen
 	waiters    int                   // handshakes and Cert calls that wait for a flight
 	clients    int                   // flights that one of those started
 	questions  int                   // to Allow, about hosts that are due
+	guesses    int                   // to Allow, about hosts that a CA may have come to validate
 	polls      int                   // questions for renewal information under way
 	staples    queue.Queue[*stapled] // by when to see to them
 	staplings  int                   // questions to OCSP responders under way
@@ -173,6 +177,8 @@ type flight struct {
 	waiters    int  // clients; guarded by m.mu
 	client     bool // one started it
 	owing      bool // and it is to see whether it may, and take its token, on the way
+	marked     bool // and was the first to ask for the host
+	pledged    bool // it is to take its token when it has the lock of the fleet
 	background bool
 }
 
@@ -426,10 +432,22 @@ func undecided(err error) bool {
 	return ok
 }
 
-// admitted asks Allow about a client's host. If another member of the fleet has
-// its certificate, that is all it takes.
+// admitted asks Allow about a client's host, and looks whether another member of
+// the fleet has its certificate. That of a host which is held, but out of memory,
+// is served whatever the settings say.
 func (m *Manager) admitted(f *flight, hello *tls.ClientHelloInfo) error {
-	if f.verdict == asking {
+	m.mu.Lock()
+	evicted := f.host.evicted
+	m.mu.Unlock()
+	if evicted {
+		if err := m.pull(m.ctx, kindCert, f.host.name); err != nil || m.overtaken(f) != nil {
+			return err
+		}
+	}
+	switch f.verdict {
+	case refused:
+		return ErrHostNotAllowed
+	case asking:
 		ctx := m.ctx
 		if hello != nil && hello.Conn != nil {
 			ctx = context.WithValue(ctx, clientKey{}, hello.Conn.RemoteAddr())
@@ -453,7 +471,21 @@ func (m *Manager) hindrance(f *flight) error {
 	if until, err := m.openLocked(h, f, now); err != nil {
 		return &HostError{Host: h.name, Err: err, Retry: until}
 	}
+	if !f.owing {
+		return nil
+	}
+	if retry, ok := m.buckets.Ready(1, m.tollLocked(f)...); !ok || m.renewals.Len() > 0 {
+		return &HostError{Host: h.name, Err: ErrRateLimited, Retry: later(retry, now)}
+	}
 	return nil
+}
+
+// tollLocked returns the buckets that a client's flight takes tokens from.
+func (m *Manager) tollLocked(f *flight) []string {
+	if f.verdict == stranger || f.verdict == asking && !f.host.held() && f.host.trouble == nil {
+		return []string{bucketAll, bucketNew}
+	}
+	return []string{bucketAll}
 }
 
 // lookLocked reports whether a host that a client asks for is looked for in
@@ -471,24 +503,37 @@ func (m *Manager) lookLocked(h *host, now time.Time) bool {
 	return true
 }
 
-// pay takes the token of a client's flight.
+// pay takes a flight's token, if it has none yet.
 func (m *Manager) pay(f *flight) error {
-	if !f.owing {
-		return nil
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	h := f.host
-	unseen := f.verdict == stranger || f.verdict == asking && !h.held() && h.trouble == nil
-	if retry, ok := m.takeNowLocked(unseen); !ok {
-		return &HostError{Host: h.name, Err: ErrRateLimited, Retry: retry}
+	var retry time.Time
+	ok := true
+	switch {
+	case f.owing:
+		retry, ok = m.takeNowLocked(len(m.tollLocked(f)) > 1)
+	case f.pledged:
+		m.redeemLocked(f)
+		retry, ok = m.takeLocked(false)
+	}
+	if !ok {
+		return &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry}
 	}
 	return nil
 }
 
+// redeemLocked ends a flight's claim to a token.
+func (m *Manager) redeemLocked(f *flight) {
+	if f.pledged {
+		f.pledged = false
+		m.pledges--
+	}
+}
+
 // ClientAddr returns the address of the client whose handshake asks, in the
 // context that Allow is called with. It is nil if no client does: before a
-// renewal, or for Cert and Manage.
+// renewal, for Cert and Manage, and in a fleet when a CA may have come to validate
+// the host.
 func ClientAddr(ctx context.Context) net.Addr {
 	addr, _ := ctx.Value(clientKey{}).(net.Addr)
 	return addr
@@ -898,9 +943,6 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	if v == refused && hello == nil && m.list == nil {
 		v = stranger // the program itself named it to Cert
 	}
-	if h != nil && h.evicted && now.Before(h.expiry()) {
-		v = vouched // it is held, if not in memory
-	}
 	if v == asking && hello != nil && isWildcard(name) {
 		v = refused // nobody's browser says that
 	}
@@ -910,7 +952,7 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	switch {
 	case m.closed:
 		return nil, nil, http.ErrServerClosed
-	case v == refused:
+	case v == refused && !(h != nil && h.evicted && now.Before(h.expiry())):
 		return fail(ErrHostNotAllowed, time.Time{})
 	case m.waiters >= maxWaiters, m.clients >= maxWaiters, h != nil && h.flight != nil && h.flight.waiters >= maxPerHost:
 		return fail(errBusy, now.Add(time.Second))
@@ -922,7 +964,7 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	if h != nil && now.Before(h.retry(now)) && !look {
 		return nil, nil, h.lastError()
 	}
-	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) {
+	if r, ok := m.refusals[name]; ok && v == asking && now.Before(r.until) && !(h != nil && h.evicted) {
 		return fail(r.err, r.until)
 	}
 	if until, err := m.openLocked(h, nil, now); err != nil && !look {
@@ -935,13 +977,13 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 		}
 	}
 	h = m.hostLocked(name)
-	h.mark(asked)
+	marked := h.mark(asked)
 	if f := h.flight; f != nil {
 		m.startLocked(f)
 		return m.countedLocked(f), nil, nil
 	}
 	first := newFlight(h)
-	first.client, first.owing, first.verdict = true, owing, v
+	first.client, first.owing, first.marked, first.verdict = true, owing, marked, v
 	m.clients++
 	m.requeueLocked(h)
 	m.goLocked(func() { m.fly(first, hello) })
@@ -980,7 +1022,7 @@ func (m *Manager) manage(name string, renew bool) (*flight, error) {
 	case !renew && (now.Before(h.expiry()) || m.own.Get(name) != nil):
 		m.requeueLocked(h)
 		return nil, nil
-	case !renew && now.Before(h.retry(now)):
+	case !renew && now.Before(h.retry(now)) && !m.lookLocked(h, now):
 		m.requeueLocked(h)
 		return nil, h.lastError()
 	default:
@@ -1055,14 +1097,19 @@ func (m *Manager) dispatch(now time.Time) time.Duration {
 		next = earliest(next, m.notified.Add(watchEvery))
 	}
 	m.housekeepLocked(now)
-	for item := m.due.Pop(now); item != nil; item = m.due.Pop(now) {
-		m.dueLocked(item.Value, now)
+	room := true
+	for room {
+		item := m.due.Pop(now)
+		if item == nil {
+			break
+		}
+		room = m.dueLocked(item.Value, now)
 	}
 	for item := m.staples.Pop(now); item != nil; item = m.staples.Pop(now) {
 		m.seeToStapleLocked(item.Value, now)
 	}
 	next = earliest(next, m.launchLocked(now))
-	if item, at := m.due.Next(); item != nil {
+	if item, at := m.due.Next(); item != nil && room { // else who leaves pokes
 		next = earliest(next, at)
 	}
 	if item, at := m.staples.Next(); item != nil {
@@ -1105,7 +1152,7 @@ func (m *Manager) housekeepLocked(now time.Time) {
 	}
 	if m.dirty && !m.flushing && !now.Before(m.writeAgain) {
 		m.flushing = m.goLocked(func() {
-			m.sync() // reports its error
+			m.flush() // reports its error
 			m.mu.Lock()
 			m.flushing = false
 			m.mu.Unlock()
@@ -1171,8 +1218,8 @@ func clockError(now time.Time, newest int64) error {
 }
 
 // dueLocked does what is due for one host, which is in no queue, and queues it
-// for what comes next.
-func (m *Manager) dueLocked(h *host, now time.Time) {
+// for what comes next. It reports whether there is room for another.
+func (m *Manager) dueLocked(h *host, now time.Time) (room bool) {
 	alive := now.Before(h.expiry())
 	if !alive && h.leaf.Swap(nil) != nil || !alive && h.held() && !h.dead {
 		h.dead = true
@@ -1183,21 +1230,25 @@ func (m *Manager) dueLocked(h *host, now time.Time) {
 	case h.flight != nil: // what is due then is seen to when it lands
 	case !wanted && !alive && !h.listed && !h.managed && now.Sub(h.expiry()) > troubleAge && (h.trouble == nil || now.Sub(h.trouble.Retry) > troubleAge):
 		m.dropLocked(h)
-		return
+		return true
 	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut, h.retry(now))):
 		switch v := m.judgeLocked(h.name, h); {
 		case m.Storage != nil && m.unwritten != nil:
 			h.shut = later(now, m.writeAgain).Add(rand.N(writeFirst))
 		case m.questions < maxFlights || v != asking && m.Storage == nil:
 			m.readyLocked(h, now)
-			return
-		default:
+			return true
+		case v == asking:
 			h.shut = now.Add(time.Second) // there are questions enough
+		default: // those to Storage are soon answered, and then it goes on here
+			m.due.Set(&h.place, now)
+			return false
 		}
-	case wanted && alive && !h.polling && now.UnixNano() >= h.poll:
-		m.pollLocked(h)
+	case (wanted || m.Storage != nil && !h.evicted) && alive && !h.polling && now.UnixNano() >= h.poll:
+		m.pollLocked(h, wanted)
 	}
 	m.requeueLocked(h)
+	return true
 }
 
 // nextLocked returns when something is next due for a host, zero if nothing is.
@@ -1218,6 +1269,8 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 		return later(now, later(h.shut, h.retry(now)))
 	case now.Before(covered):
 		return covered
+	case alive && m.Storage != nil && !h.evicted && !h.polling: // it may be revoked elsewhere
+		return earliest(expiry, time.Unix(0, h.poll))
 	case alive:
 		return expiry
 	case h.listed:
@@ -1234,6 +1287,7 @@ func (m *Manager) queueAllLocked() {
 			h.mark(asked)
 		}
 	}
+	m.offerAllLocked()
 	apart := pollApart
 	if m.Storage != nil {
 		apart = catchUpApart // most need not ask the CA
@@ -1320,6 +1374,7 @@ func (m *Manager) askFirst(f *flight) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.questions--
+	m.pokeLocked()
 	now := time.Now().Round(0)
 	h := f.host
 	switch {
@@ -1331,6 +1386,9 @@ func (m *Manager) askFirst(f *flight) {
 		return
 	case unread != nil && err == nil:
 		m.turnBackLocked(f, unread, now)
+		return
+	case err == nil && !f.renew && now.Before(h.retry(now)): // Manage only had us look
+		m.turnBackLocked(f, h.lastError(), now)
 		return
 	case err == nil, undecided(err) && now.Before(h.expiry()):
 		m.waitForTokenLocked(f, now)
@@ -1374,7 +1432,7 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
 				continue
 			}
-			if retry, ok := m.takeLocked(false); !ok {
+			if retry, ok := m.launchableLocked(f); !ok {
 				m.warnLocked(now)
 				return retry
 			}
@@ -1387,6 +1445,19 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 		}
 	}
 	return time.Time{}
+}
+
+// launchableLocked takes the token of a flight that waited for it. In a fleet
+// another member may be faster yet, and so it is taken later.
+func (m *Manager) launchableLocked(f *flight) (retry time.Time, ok bool) {
+	if m.Storage == nil {
+		return m.takeLocked(false)
+	}
+	if retry, ok = m.buckets.Ready(m.pledges+1, bucketAll); ok {
+		f.pledged = true
+		m.pledges++
+	}
+	return retry, ok
 }
 
 // dueStillLocked reports whether a flight that waited for its token is still
@@ -1457,20 +1528,17 @@ func (m *Manager) startLocked(f *flight) {
 func (m *Manager) fly(f *flight, hello *tls.ClientHelloInfo) {
 	release, err := m.takeOff(f, hello)
 	defer release()
-	var cert *tls.Certificate
+	cert := m.overtaken(f)
 	var failed *failure
-	if err == nil {
-		cert, failed = m.obtain(f)
-	}
-	if failed != nil && errors.Is(failed.Err, errElsewhere) {
-		if cert = m.overtaken(f); cert != nil {
-			failed = nil
+	if err == nil && cert == nil {
+		if cert, failed = m.obtain(f); failed != nil && errors.Is(failed.Err, errElsewhere) {
+			cert = m.overtaken(f)
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case err == nil && failed == nil:
+	case cert != nil:
 		m.landLocked(f, cert, nil)
 	case m.ctx.Err() != nil:
 		m.landLocked(f, nil, &HostError{Host: f.host.name, Err: http.ErrServerClosed})
@@ -1485,7 +1553,7 @@ func (m *Manager) fly(f *flight, hello *tls.ClientHelloInfo) {
 }
 
 // takeOff sees that a flight may order, and keeps the other members of the fleet
-// from doing so till release.
+// from doing so till release. If it was overtaken it need not.
 func (m *Manager) takeOff(f *flight, hello *tls.ClientHelloInfo) (release func(), err error) {
 	release = func() {}
 	if f.owing {
@@ -1508,12 +1576,12 @@ func (m *Manager) takeOff(f *flight, hello *tls.ClientHelloInfo) (release func()
 	return release, m.pay(f)
 }
 
-// turnBackLocked ends a flight that asked no CA for anything. If it is for want of
-// one thing in Storage, that is a failure like any other; if Storage as a whole
-// fails, or another member is at it, the host is not to blame.
+// turnBackLocked ends a flight that asked no CA for anything. If Storage as a whole
+// fails, or another member is at it, the host is not to blame, for a while; if it
+// is for want of one thing in Storage, that is a failure like any other.
 func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 	h := f.host
-	if f.owing {
+	if errors.Is(err, ErrHostNotAllowed) || f.marked && !h.held() && h.trouble == nil {
 		h.unmark(asked | used)
 	}
 	he, ok := errors.AsType[*HostError](err)
@@ -1521,14 +1589,20 @@ func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 		he = &HostError{Host: h.name, Err: err}
 	}
 	_, unread := errors.AsType[*storageError](err)
+	elsewhere := errors.Is(err, errElsewhere)
+	if elsewhere {
+		h.turnedBack++
+	}
 	switch {
-	case errors.Is(err, errAway) || errors.Is(err, errElsewhere):
+	case errors.Is(err, errAway), elsewhere && h.turnedBack < maxTurns:
 		h.shut = later(now.Add(writeFirst), m.writeAgain).Add(rand.N(writeFirst))
 		he.Retry = h.shut
-	case unread && !ok:
+	case elsewhere, unread && !ok:
 		failed := &failure{HostError: *he, ours: true}
 		m.failedLocked(h, failed, now)
 		he = &failed.HostError
+	case errors.Is(err, ErrRateLimited):
+		h.shut = he.Retry
 	}
 	m.landLocked(f, nil, he)
 }
@@ -1540,6 +1614,7 @@ func (m *Manager) landLocked(f *flight, cert *tls.Certificate, err *HostError) {
 		f.queue.Remove(&f.place)
 		f.queue = nil
 	}
+	m.redeemLocked(f)
 	if f.background {
 		m.background--
 	}
@@ -1576,6 +1651,7 @@ func (m *Manager) dropLocked(h *host) {
 	m.adopting = true // whether other members want it is not for this one to say
 	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder, kindStaple} {
 		m.forgetLocked(kind, h.name)
+		delete(m.unstored, journal.Delete(kind, h.name).Key())
 	}
 	m.adopting = false
 	delete(m.orders, h.name)
@@ -1583,10 +1659,11 @@ func (m *Manager) dropLocked(h *host) {
 	m.hosts.Delete(h.name)
 }
 
-// pollLocked asks the CA that issued a host's certificate when to renew it.
-func (m *Manager) pollLocked(h *host) {
-	if m.polls >= maxPolls {
-		h.poll = time.Now().Add(time.Second).UnixNano()
+// pollLocked asks the CA that issued a host's certificate when to renew it, if
+// that is wanted, and the other members of the fleet first.
+func (m *Manager) pollLocked(h *host, wanted bool) {
+	if m.polls >= maxPolls && (m.Storage == nil || m.polls >= maxFlights) { // most polls of a fleet ask no CA
+		h.poll = time.Now().Add(time.Second + rand.N(time.Second)).UnixNano()
 		return
 	}
 	notAfter := h.notAfter
@@ -1594,7 +1671,7 @@ func (m *Manager) pollLocked(h *host) {
 		next, err := m.catchUp(h)
 		var info ca.RenewalInfo
 		var issuer, id string
-		if err == nil && !time.Now().Before(next) {
+		if err == nil && wanted && !time.Now().Before(next) {
 			info, issuer, id, err = m.renewalInfo(h.name)
 			next = time.Now().Round(0).Add(info.Again)
 		}
@@ -1603,7 +1680,7 @@ func (m *Manager) pollLocked(h *host) {
 		m.polls--
 		h.polling = false
 		if h.notAfter == notAfter { // else the answer is about a certificate of the past
-			h.poll = m.nextPoll(next).UnixNano()
+			h.poll = m.nextPoll(next, wanted).UnixNano()
 			if err == nil && id != "" {
 				m.chooseLocked(h, issuer, id, info, next)
 			}
@@ -1640,9 +1717,12 @@ func (m *Manager) renewalInfo(name string) (info ca.RenewalInfo, issuer, id stri
 // nextPoll returns when to look again at a certificate about which the CA is next
 // to be asked at the time next. In a fleet what other members did for the host
 // is looked up more often, and one of them asks.
-func (m *Manager) nextPoll(next time.Time) time.Time {
+func (m *Manager) nextPoll(next time.Time, wanted bool) time.Time {
 	if m.Storage == nil {
 		return next
+	}
+	if !wanted {
+		next = time.Now().Add(catchUpEvery)
 	}
 	return earliest(next, time.Now().Add(catchUpEvery)).Add(rand.N(fleetSpread))
 }

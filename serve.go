@@ -181,6 +181,8 @@ func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 		name = addr.String()
 	} else if b, err := hostname.AppendCanonical(buf[:0], name); err == nil {
 		name = string(b)
+	} else {
+		return nil, errNoValidation
 	}
 	if cert := m.answers.TLSALPN(name); cert != nil {
 		return cert, nil
@@ -212,7 +214,7 @@ func (m *Manager) expects(name string) verdict {
 // answerElsewhere returns the answer to a validation that another member of the
 // fleet set up.
 func (m *Manager) answerElsewhere(host string) (p challenge.Pending, ok bool) {
-	if m.expects(host) == asking && m.allow(m.ctx, host) != nil {
+	if m.expects(host) == asking && !m.allowed(host) {
 		return p, false
 	}
 	records, err := m.load(m.ctx, kindChallenge, host)
@@ -223,22 +225,38 @@ func (m *Manager) answerElsewhere(host string) (p challenge.Pending, ok bool) {
 	return p, err == nil
 }
 
+// allowed asks Allow about a host that a CA may have come to validate. There are
+// few such questions at a time: a stranger's must not be in the way of others.
+func (m *Manager) allowed(host string) bool {
+	m.mu.Lock()
+	crowded := m.guesses >= maxGuesses
+	if !crowded {
+		m.guesses++
+	}
+	m.mu.Unlock()
+	if crowded {
+		return false
+	}
+	err := m.allow(m.ctx, host)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.guesses--
+	return err == nil
+}
+
 // share lets the other members of the fleet answer a challenge, too.
 func (s *solving) share(ctx context.Context, p challenge.Pending) (remove func(), err error) {
 	if s.m.Storage == nil {
 		return func() {}, nil
 	}
 	key, value := shared.Key(kindChallenge, s.host), shared.Encode(record(kindChallenge, s.host, p))
-	wait, cancel := context.WithTimeout(ctx, storageWait)
-	defer cancel()
-	if err := s.m.Storage.Store(wait, key, value); err != nil {
+	if err := s.m.client.Store(ctx, key, value); err != nil {
 		return func() {}, newStorageError("storing", kindChallenge, s.host, err)
 	}
 	return func() {
-		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageWait)
-		defer cancel()
-		if now, err := s.m.Storage.Load(wait, key); err == nil && bytes.Equal(now, value) { // who lost a lock takes away no other's
-			s.m.Storage.Delete(wait, key) // what is left of it does no harm
+		ctx := context.WithoutCancel(ctx)
+		if now, err := s.m.client.Load(ctx, key); err == nil && bytes.Equal(now, value) { // who lost a lock takes away no other's
+			s.m.client.Delete(ctx, key) // what is left of it does no harm
 		}
 	}, nil
 }
@@ -395,16 +413,17 @@ func (s *solving) answer(ctx context.Context, ch *ca.Challenge, arrived chan<- s
 // setRecord has a record set for dns-01 and waits until it is seen, which may
 // take an hour: others have its place at the CA and among the flights meanwhile.
 func (s *solving) setRecord(ctx context.Context, token, keyAuth string) (remove func(), late, err error) {
-	s.m.waitForDNS(s.f, +1)
+	s.m.waitElsewhere(s.f, +1)
 	<-s.a.slots
 	remove, late, err = s.m.solver.Add(ctx, s.host, token, keyAuth)
 	s.a.slots <- struct{}{} // the others under way come to an end
-	s.m.waitForDNS(s.f, -1)
+	s.m.waitElsewhere(s.f, -1)
 	return remove, late, err
 }
 
-// waitForDNS counts the flights that wait for a record.
-func (m *Manager) waitForDNS(f *flight, n int) {
+// waitElsewhere counts the flights that wait for others than the CA: for a DNS record
+// to be seen, or for another member of the fleet.
+func (m *Manager) waitElsewhere(f *flight, n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if f.background {
@@ -708,14 +727,17 @@ func (m *Manager) ended(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() {
 		m.running.Wait()
-		m.share() // what the last flights left; its error was reported before
 		m.mu.Lock()
 		if m.owed {
 			m.tellLocked(true) // loop, which would have, has ended
 		}
 		m.mu.Unlock()
 		m.events.Drain()
-		done <- m.log.Close()
+		err := m.log.Close()
+		m.mu.Lock()
+		left := m.lackingLocked(func(string) bool { return true })
+		m.mu.Unlock()
+		done <- errors.Join(err, m.share(false, left))
 	}()
 	select {
 	case err := <-done:

@@ -97,9 +97,24 @@ func (s *Set) Levels() map[string]Level {
 // Take takes a token from each of the named buckets, all or none. If it takes
 // none it returns when there will be one in each, zero if never.
 func (s *Set) Take(names ...string) (retry time.Time, ok bool) {
+	if retry, ok = s.Ready(1, names...); !ok {
+		return retry, false
+	}
+	for _, name := range names {
+		if lim := s.Buckets[name]; lim != nil {
+			lim.AllowN(s.wall, 1)
+		}
+	}
+	s.spent = true
+	return time.Time{}, true
+}
+
+// Ready reports whether there are n tokens in each of the named buckets. If not
+// it returns when there will be, zero if never.
+func (s *Set) Ready(n int, names ...string) (retry time.Time, ok bool) {
 	now := s.now()
 	for _, name := range names {
-		at, never := ready(s.Buckets[name], now)
+		at, never := ready(s.Buckets[name], n, now)
 		if never {
 			return time.Time{}, false
 		}
@@ -110,21 +125,15 @@ func (s *Set) Take(names ...string) (retry time.Time, ok bool) {
 	if retry.After(now) {
 		return retry, false
 	}
-	for _, name := range names {
-		if lim := s.Buckets[name]; lim != nil {
-			lim.AllowN(now, 1)
-		}
-	}
-	s.spent = true
 	return time.Time{}, true
 }
 
-// ready returns when the bucket has a token.
-func ready(lim *rate.Limiter, now time.Time) (at time.Time, never bool) {
+// ready returns when the bucket has n tokens.
+func ready(lim *rate.Limiter, n int, now time.Time) (at time.Time, never bool) {
 	if lim == nil || lim.Limit() == rate.Inf {
 		return now, false
 	}
-	missing := 1 - lim.TokensAt(now)
+	missing := float64(n) - lim.TokensAt(now)
 	switch {
 	case missing <= 0:
 		return now, false

@@ -11,9 +11,8 @@ import (
 // What bounds the questions about other processes' answers: anybody can send
 // what looks like a validation.
 const (
-	lookAgain  = 500 * time.Millisecond // after one that found nothing, for the same host
-	maxLooking = 1000                   // who wait for one
-	maxLooks   = 1000                   // remembered or under way
+	lookAgain = 500 * time.Millisecond // after one that found nothing, for the same host
+	maxLooks  = 1000                   // remembered or under way
 )
 
 // A Pending is an answer as other processes learn of it.
@@ -30,14 +29,15 @@ type Pending struct {
 // Of one host Load is asked once at a time, for all who came before it was asked;
 // and if it found nothing not again for a while, which who comes then waits. So a
 // stranger who asks all the time can neither load what Load asks nor hide an
-// answer behind a miss that is remembered.
+// answer behind a miss that is remembered. Who waits costs a connection that is
+// there anyway, and so there is no bound on that: it would be the stranger's means
+// to keep a validation out.
 type Elsewhere struct {
 	Load func(host string) (p Pending, ok bool)
 
-	mu      sync.Mutex // guards what follows; held for memory only
-	looks   map[string]*look
-	begun   int64 // looks, ever
-	looking int   // who wait
+	mu    sync.Mutex // guards what follows; held for memory only
+	looks map[string]*look
+	begun int64 // looks, ever
 }
 
 // A look is a question to Load.
@@ -73,11 +73,9 @@ func (e *Elsewhere) HTTP(ctx context.Context, host, token string) (keyAuth strin
 // look returns a look that began after the call did, nil if there is none or it
 // found nothing.
 func (e *Elsewhere) look(ctx context.Context, host string) *look {
-	came, ok := e.enter()
-	if !ok {
-		return nil
-	}
-	defer e.leave()
+	e.mu.Lock()
+	came := e.begun
+	e.mu.Unlock()
 	for ctx.Err() == nil {
 		l := e.next(host)
 		if l == nil {
@@ -98,23 +96,6 @@ func (e *Elsewhere) look(ctx context.Context, host string) *look {
 		}
 	}
 	return nil
-}
-
-// enter returns how many looks had begun when the caller came.
-func (e *Elsewhere) enter() (came int64, ok bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.looking >= maxLooking {
-		return 0, false
-	}
-	e.looking++
-	return e.begun, true
-}
-
-func (e *Elsewhere) leave() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.looking--
 }
 
 // next returns the look to wait for, nil if too many are under way.
