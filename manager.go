@@ -156,7 +156,6 @@ import (
 	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/owned"
 	"example.com/letsencrypt/internal/queue"
-	"example.com/letsencrypt/internal/shared"
 	"example.com/letsencrypt/internal/table"
 	"example.com/letsencrypt/internal/txt"
 	"golang.org/x/crypto/acme"
@@ -201,9 +200,8 @@ type Manager struct {
 
 	Storage Storage // what the members of a fleet share; nil means that this process is alone
 
-	// CacheSize is how many certificates are held in memory, if there is a
-	// Storage to read the others from when clients ask for them; 0 means all.
-	// Of each of those a name and its dates stay, a few hundred bytes.
+	// CacheSize is how many certificates are held in memory if Storage has the
+	// others, of which a few hundred bytes each stay; 0 means all.
 	CacheSize int
 
 	// NewKey makes the key for each new certificate; nil means ECDSA P-256. It
@@ -306,7 +304,7 @@ type EventKind string
 // The kinds of events, and the fields that are set beside Kind and Time.
 const (
 	EventAccount  EventKind = "account"  // an account was made: CA
-	EventObtained EventKind = "obtained" // a host's first certificate: Host, CA, NotAfter, Next
+	EventObtained EventKind = "obtained" // this process obtained a host's first certificate: Host, CA, NotAfter, Next
 	EventRenewed  EventKind = "renewed"  // another: Host, CA, NotAfter, Next
 	EventFailed   EventKind = "failed"   // an attempt failed: Host, CA, Err, NotAfter of the old certificate, Next
 	EventExpired  EventKind = "expired"  // a certificate died before it was replaced: Host, NotAfter, Err
@@ -349,8 +347,8 @@ type host struct {
 	polling             bool
 	since               time.Time // when the certificate was obtained; zero: before we started
 	early               int       // certificates in a row, up to this one, that were due at once
-	evicted             bool      // the certificate is in Storage only
-	cached, stored      bool      // it is in m.cached, and in Storage
+	evicted, stored     bool      // the certificate is in Storage only; it is there, too
+	cached              bool      // the host is in m.cached
 	dead                bool      // and said to be
 	turnedBack          int       // in a row, because other members were at it
 	revoked             bool      // by the CA, as its OCSP responder says
@@ -377,8 +375,7 @@ func (m *Manager) beginOnce() {
 	if len(m.CAs) == 0 {
 		m.addCALocked(CA{})
 	}
-	m.others.Load = m.answerElsewhere
-	m.client = &shared.Client{Storage: m.Storage, Wait: storageWait}
+	m.joinFleetLocked()
 	m.fillBucketsLocked()
 	m.queueAllLocked()
 	m.goLocked(m.loop)
@@ -565,7 +562,8 @@ func (m *Manager) Renew(ctx context.Context, host string) error {
 // Revoke blocks, and tries again while the CA fails, until ctx ends. From when
 // the certificate was replaced, and with these two reasons from the beginning,
 // the Manager goes on trying of itself, also after a restart, and another call
-// waits for that. The error is a *HostError, or several joined.
+// waits for that. Other members of a fleet learn of it within six hours. The error
+// is a *HostError, or several joined.
 func (m *Manager) Revoke(ctx context.Context, host string, reason acme.CRLReasonCode) error {
 	m.begin()
 	name, err := hostname.Canonical(host)
@@ -692,7 +690,7 @@ type HostStatus struct {
 	CA        string    // directory URL of the CA that issued its certificate; "" for the program's own
 	Profile   string    // of the certificate
 	Challenge string    // the type that was passed for it; "" if the CA asked for none
-	Serial    string    // of the certificate, in hexadecimal; "" if there is none
+	Serial    string    // of the certificate, in hexadecimal; "" if there is none; like the three above only while it is in memory
 	NotAfter  time.Time // when it expires; zero if there is none
 	Renewal   time.Time // when it is renewed; zero if it is not
 	Retry     time.Time // not before then is the host's next attempt, after a failure

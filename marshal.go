@@ -313,13 +313,13 @@ func (m *Manager) Unmarshal(enc string) error {
 		}
 	}
 	m.listSet = true
-	m.adopting = true // Storage gets what it lacks when we look there
-	defer func() { m.adopting = false }()
-	for _, r := range records {
-		if r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
-			m.setLocked(r)
+	m.hereLocked(func() { // Storage gets what it lacks when we look there
+		for _, r := range records {
+			if r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
+				m.setLocked(r)
+			}
 		}
-	}
+	})
 	m.relistLocked()
 	return nil
 }
@@ -616,14 +616,16 @@ func (m *Manager) applyLocked(r journal.Record) {
 	case kindMoment:
 		var rec momentRecord
 		h := m.hosts.Get(name)
-		if h == nil || !decode(&rec) || rec.NotAfter != 0 && rec.NotAfter != h.notAfter {
+		if h == nil || h.revoked || !decode(&rec) || rec.NotAfter != 0 && rec.NotAfter != h.notAfter {
 			return
 		}
 		if rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
-			h.renewal = rec.Moment.UnixNano()
-			if m.Storage != nil { // that not all members are there at once
-				spread := min(fleetSpread, h.expiry().Sub(rec.Moment)/20)
-				h.renewal += int64(mathrand.N(spread + 1))
+			moment, spread := rec.Moment.UnixNano(), time.Duration(0)
+			if m.Storage != nil { // lest all members come at once
+				spread = min(fleetSpread, h.expiry().Sub(rec.Moment)/20)
+			}
+			if h.renewal < moment || h.renewal > moment+int64(spread) {
+				h.renewal = moment + int64(mathrand.N(spread+1))
 			}
 			m.requeueLocked(h)
 		}
@@ -640,6 +642,12 @@ func setOrDelete[V any](views *map[string]V, name string, decode func(any) bool)
 		*views = make(map[string]V)
 	}
 	(*views)[name] = v
+}
+
+// joinFleetLocked sets up what the Manager and other members share.
+func (m *Manager) joinFleetLocked() {
+	m.client = &shared.Client{Storage: m.Storage, Wait: storageWait}
+	m.others.Load = m.answerElsewhere
 }
 
 // A turn at a key of Storage is somebody's who stores or loads the record there.
@@ -835,9 +843,7 @@ func (m *Manager) outdoes(key string, theirs []journal.Record) bool {
 	if ok && their != ours && !m.truerLocked(their, ours) {
 		return true
 	}
-	m.adopting = true
 	m.adoptLocked(kind, name, theirs)
-	m.adopting = false
 	return false
 }
 
@@ -935,6 +941,7 @@ func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err e
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errAway) && m.fails() {
 		err = fmt.Errorf("%w: %w", errAway, err)
 	}
+	bare := m.bare(ctx, name, records)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if ctx.Err() != nil {
@@ -943,17 +950,73 @@ func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err e
 		m.endTurnLocked(key, t, err)
 	}
 	if _, newer := m.unstored[key]; err == nil && !newer {
-		m.adopting = true
+		old, until := m.servedLocked(name)
 		m.adoptLocked(kind, name, records)
-		m.adopting = false
+		m.waitLocked(bare, old, until)
 	}
-	if errors.Is(err, errAway) {
+	if errors.Is(err, errAway) && m.unwritten == nil {
 		m.dirty = true // so that the next write sees whether it works again
 		m.unwrittenLocked(err, m.seq)
 		m.pokeLocked()
 	}
 	ours, _ := m.log.Get(kind, name)
 	return len(records) > 0 && records[len(records)-1] == ours, err
+}
+
+// bare returns the certificate that was loaded for a host if it must be stapled and
+// Storage has no staple for it yet, nil otherwise.
+func (m *Manager) bare(ctx context.Context, name string, records []journal.Record) *stapled {
+	if !m.MustStaple || len(records) == 0 || records[len(records)-1].Kind() != kindCert {
+		return nil
+	}
+	r := records[len(records)-1]
+	h := m.hosts.Get(name)
+	if ours, _ := m.log.Get(kindCert, name); ours == r || h == nil || m.pull(ctx, kindStaple, name) != nil {
+		return nil
+	}
+	var rec certRecord
+	var above [][]byte
+	if json.Unmarshal([]byte(r.JSON()), &rec) != nil || !rec.Stapled || json.Unmarshal([]byte(records[0].JSON()), &above) != nil {
+		return nil
+	}
+	leaf, err := x509.ParseCertificate(rec.Leaf)
+	if err != nil || !certs.MustStaple(leaf) {
+		return nil
+	}
+	key, err := parseKey(rec.Key)
+	if err != nil {
+		return nil
+	}
+	s := newStapled(h, m.authority(rec.CA), &tls.Certificate{Certificate: append([][]byte{rec.Leaf}, above...), PrivateKey: key}, true)
+	if m.keptStaple(s) != nil {
+		return nil
+	}
+	return s
+}
+
+// servedLocked returns the certificate that clients are given for a host, and
+// until when they may be.
+func (m *Manager) servedLocked(name string) (leaf *tls.Certificate, until time.Time) {
+	h := m.hosts.Get(name)
+	switch {
+	case h == nil:
+		return nil, time.Time{}
+	case h.next != nil:
+		return h.leaf.Load(), h.next.until
+	}
+	return h.leaf.Load(), h.expiry()
+}
+
+// waitLocked has the old certificate served until the one that took its place,
+// and that is bare, has its first staple.
+func (m *Manager) waitLocked(s *stapled, old *tls.Certificate, until time.Time) {
+	now := time.Now()
+	if s == nil || old == nil || !now.Before(until) || s.host.leaf.Load() != nil {
+		return
+	}
+	s.host.leaf.Store(old)
+	s.host.next, s.until = s, until
+	m.queueStapleLocked(s, now)
 }
 
 // fails reports whether Storage is known to have failed, or does now.
@@ -964,21 +1027,31 @@ func (m *Manager) fails() bool {
 	return known || m.probe() != nil
 }
 
+// hereLocked has what f puts kept here and not in Storage.
+func (m *Manager) hereLocked(f func()) {
+	was := m.adopting
+	m.adopting = true
+	f()
+	m.adopting = was
+}
+
 // adoptLocked puts what Storage has for a kind and name in the place of ours.
 func (m *Manager) adoptLocked(kind, name string, records []journal.Record) {
 	if len(records) == 0 {
-		m.lackedLocked(kind, name)
+		m.hereLocked(func() { m.lackedLocked(kind, name) })
 		return
 	}
-	for _, r := range records {
-		was, _ := m.log.Get(r.Kind(), r.Name())
-		switch {
-		case r.Kind() == kindChain && was == "":
-			m.putLocked(r)
-		case r.Kind() == kind && was != r && m.truerLocked(r, was):
-			m.setLocked(r)
+	m.hereLocked(func() {
+		for _, r := range records {
+			was, _ := m.log.Get(r.Kind(), r.Name())
+			switch {
+			case r.Kind() == kindChain && was == "":
+				m.putLocked(r)
+			case r.Kind() == kind && was != r && m.truerLocked(r, was):
+				m.setLocked(r)
+			}
 		}
-	}
+	})
 	if ours, _ := m.log.Get(kind, name); kind == kindCert && ours == records[len(records)-1] {
 		m.hostLocked(name).stored = true
 	}
@@ -991,6 +1064,8 @@ func (m *Manager) lackedLocked(kind, name string) {
 	switch {
 	case !ok:
 	case kind == kindOrder, kind == kindBackoff, kind == kindPause, kind == kindMoment:
+		m.setLocked(journal.Delete(kind, name))
+	case kind == kindRevoked && m.revocations[name].waits(): // whoever asked for it gave up
 		m.setLocked(journal.Delete(kind, name))
 	case kind == kindAccount, kind == kindRegister:
 		m.unstoredLocked(r.Key(), m.seq)
@@ -1019,22 +1094,25 @@ func (m *Manager) truerLocked(r, ours journal.Record) bool {
 
 // lock takes a lock of the fleet's, which unlock gives back. Some storages return
 // at once while another has it: they are asked again until over says that it is
-// not needed any more. Where Lock did nothing but wait the error is errElsewhere.
-func (m *Manager) lock(ctx context.Context, name string, over func() bool) (unlock func(), err error) {
+// not needed any more, or fails. Where Lock did nothing but wait the error is
+// errElsewhere.
+func (m *Manager) lock(ctx context.Context, name string, over func() (bool, error)) (unlock func(), err error) {
 	ctx, cancel := context.WithCancel(ctx) // some hold a lock for as long as its context lives
 	limit := time.AfterFunc(lockWait, cancel)
 	for n := 1; ; n++ {
 		err = m.client.Lock(ctx, name)
-		if err == nil {
-			limit.Stop()
+		switch {
+		case err == nil && limit.Stop():
 			return func() { m.unlock(name); cancel() }, nil
-		}
-		if n == 1 && ctx.Err() != nil {
+		case err == nil: // at the last moment
+			m.unlock(name)
+			err = errElsewhere
+		case n == 1 && ctx.Err() != nil:
 			err = errElsewhere
 		}
-		if over() {
+		if done, failed := over(); done || failed != nil {
 			cancel()
-			return func() {}, nil
+			return func() {}, failed
 		}
 		select {
 		case <-time.After(backoff(n, lockFirst, lockMost)):
@@ -1060,8 +1138,9 @@ func hostLock(host string) string { return shared.Lock("host", strings.TrimPrefi
 func (m *Manager) alone(f *flight) (release func(), err error) {
 	host := f.host.name
 	patience := time.AfterFunc(lockMost, func() { m.waitElsewhere(f, +1) })
-	unlock, err := m.lock(m.ctx, hostLock(host), func() bool {
-		return m.pull(m.ctx, kindCert, host) != nil || m.overtaken(f) != nil
+	unlock, err := m.lock(m.ctx, hostLock(host), func() (bool, error) {
+		err := m.pull(m.ctx, kindCert, host)
+		return m.overtaken(f) != nil, err
 	})
 	if !patience.Stop() {
 		m.waitElsewhere(f, -1) // others have its place among the flights meanwhile
@@ -1083,19 +1162,19 @@ func (m *Manager) shareAccount(ctx context.Context, directory string) (release f
 	if m.Storage == nil {
 		return func() {}, nil
 	}
-	has := func() bool {
-		err = m.pullAccount(ctx, directory)
+	has := func() (bool, error) {
+		err := m.pullAccount(ctx, directory)
 		cred, _ := m.credentials(directory)
-		return err != nil || cred.URL != ""
+		return cred.URL != "", err
 	}
-	if has() {
+	if ok, err := has(); ok || err != nil {
 		return func() {}, err
 	}
-	unlock, lockErr := m.lock(ctx, shared.Lock("account", directory), has)
-	if lockErr != nil {
-		return unlock, lockErr
+	unlock, err := m.lock(ctx, shared.Lock("account", directory), has)
+	if err != nil {
+		return func() {}, err
 	}
-	if has() {
+	if _, err := has(); err != nil {
 		unlock()
 		return func() {}, err
 	}
@@ -1190,8 +1269,9 @@ func (m *Manager) cacheLocked(h *host) {
 	for tries := 2 * len(m.cached); len(m.cached) > m.CacheSize && tries > 0; tries-- {
 		m.hand %= len(m.cached)
 		old := m.cached[m.hand]
+		gone := m.hosts.Get(old.name) != old
 		switch {
-		case old == h || old.marks.Load()&used != 0 || !m.evictLocked(old):
+		case !gone && (old == h || old.marks.Load()&used != 0 || !m.evictLocked(old)):
 			old.unmark(used)
 			m.hand++
 		default:
@@ -1206,6 +1286,9 @@ func (m *Manager) cacheLocked(h *host) {
 // evictLocked puts a host's certificate out of memory: what is left is when it is
 // due. It reports whether there is none in memory any more.
 func (m *Manager) evictLocked(h *host) bool {
+	if m.hosts.Get(h.name) != h {
+		return true // it was forgotten, and another perhaps has its name
+	}
 	_, lacksStaple := m.unstored[journal.Delete(kindStaple, h.name).Key()]
 	if lacksStaple || h.flight != nil || h.polling || h.next != nil {
 		return false
@@ -1216,12 +1299,11 @@ func (m *Manager) evictLocked(h *host) bool {
 			return false
 		}
 	}
-	was := m.adopting
-	m.adopting = true
-	for _, kind := range []string{kindCert, kindStaple} {
-		m.forgetLocked(kind, h.name)
-	}
-	m.adopting = was
+	m.hereLocked(func() {
+		for _, kind := range []string{kindCert, kindStaple} {
+			m.forgetLocked(kind, h.name)
+		}
+	})
 	h.evicted = h.held()
 	h.leaf.Store(nil)
 	return true
@@ -1975,7 +2057,7 @@ func (m *Manager) finishRevocation(ctx context.Context, hash string) error {
 // has.
 func (m *Manager) revokeAlone(ctx context.Context, hash string, todo *revocation) error {
 	if m.Storage != nil {
-		unlock, err := m.lock(ctx, hostLock(todo.Host), func() bool { return false })
+		unlock, err := m.lock(ctx, hostLock(todo.Host), func() (bool, error) { return false, nil })
 		defer unlock()
 		if err == nil {
 			err = m.pull(ctx, kindRevoked, hash)

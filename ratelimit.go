@@ -23,6 +23,7 @@ import (
 	"example.com/letsencrypt/internal/hostname"
 	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/queue"
+	"example.com/letsencrypt/internal/shared"
 	"golang.org/x/time/rate"
 )
 
@@ -1531,8 +1532,9 @@ func (m *Manager) fly(f *flight, hello *tls.ClientHelloInfo) {
 	cert := m.overtaken(f)
 	var failed *failure
 	if err == nil && cert == nil {
-		if cert, failed = m.obtain(f); failed != nil && errors.Is(failed.Err, errElsewhere) {
-			cert = m.overtaken(f)
+		cert, failed = m.obtain(f)
+		if failed != nil && m.pull(m.ctx, kindCert, f.host.name) == nil {
+			cert = m.overtaken(f) // another member, that has the lock as well, did better
 		}
 	}
 	m.mu.Lock()
@@ -1598,7 +1600,7 @@ func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 		h.shut = later(now.Add(writeFirst), m.writeAgain).Add(rand.N(writeFirst))
 		he.Retry = h.shut
 	case elsewhere, unread && !ok:
-		failed := &failure{HostError: *he, ours: true}
+		failed := &failure{HostError: *he, ours: !elsewhere}
 		m.failedLocked(h, failed, now)
 		he = &failed.HostError
 	case errors.Is(err, ErrRateLimited):
@@ -1648,15 +1650,38 @@ func (m *Manager) tidyLocked(h *host) {
 
 // dropLocked forgets a host that nobody wants.
 func (m *Manager) dropLocked(h *host) {
-	m.adopting = true // whether other members want it is not for this one to say
-	for _, kind := range []string{kindCert, kindBackoff, kindMoment, kindOrder, kindStaple} {
-		m.forgetLocked(kind, h.name)
-		delete(m.unstored, journal.Delete(kind, h.name).Key())
-	}
-	m.adopting = false
+	m.hereLocked(func() { // what other members want is not for this one to say
+		for _, kind := range hostKinds {
+			m.forgetLocked(kind, h.name)
+			delete(m.unstored, journal.Delete(kind, h.name).Key())
+		}
+	})
 	delete(m.orders, h.name)
+	if m.Storage != nil && m.polls < maxFlights && m.goLocked(func() { m.sweep(h.name) }) {
+		m.polls++
+	}
 	m.due.Remove(&h.place)
 	m.hosts.Delete(h.name)
+}
+
+// hostKinds are the kinds of records by host.
+var hostKinds = []string{kindCert, kindBackoff, kindMoment, kindOrder, kindStaple}
+
+// sweep deletes what Storage has of a host whose certificate expired so long ago
+// that no member wants it.
+func (m *Manager) sweep(host string) {
+	records, err := m.load(m.ctx, kindCert, host)
+	if err == nil && len(records) > 0 {
+		notAfter, _ := records[len(records)-1].Field(1)
+		if time.Since(time.Unix(notAfter, 0)) > troubleAge {
+			for _, kind := range hostKinds {
+				m.client.Delete(m.ctx, shared.Key(kind, host)) // an error leaves it for another day
+			}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.polls--
 }
 
 // pollLocked asks the CA that issued a host's certificate when to renew it, if

@@ -217,8 +217,12 @@ func (m *Manager) answerElsewhere(host string) (p challenge.Pending, ok bool) {
 	if m.expects(host) == asking && !m.allowed(host) {
 		return p, false
 	}
-	records, err := m.load(m.ctx, kindChallenge, host)
-	if err != nil || len(records) == 0 {
+	value, err := m.client.Load(m.ctx, shared.Key(kindChallenge, host))
+	if err != nil {
+		return p, false
+	}
+	records, err := shared.Decode(value, kindChallenge, host)
+	if err != nil {
 		return p, false
 	}
 	err = json.Unmarshal([]byte(records[len(records)-1].JSON()), &p)
