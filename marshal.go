@@ -1100,6 +1100,7 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 	ctx, cancel := context.WithCancel(ctx) // some hold a lock for as long as its context lives
 	limit := time.AfterFunc(lockWait, cancel)
 	for n := 1; ; n++ {
+		began := time.Now()
 		err = m.client.Lock(ctx, name)
 		switch {
 		case err == nil && limit.Stop():
@@ -1107,7 +1108,7 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 		case err == nil: // at the last moment
 			m.unlock(name)
 			err = errElsewhere
-		case n == 1 && ctx.Err() != nil:
+		case ctx.Err() != nil && time.Since(began) > lockMost:
 			err = errElsewhere
 		}
 		if done, failed := over(); done || failed != nil {
@@ -1144,6 +1145,9 @@ func (m *Manager) alone(f *flight) (release func(), err error) {
 	})
 	if !patience.Stop() {
 		m.waitElsewhere(f, -1) // others have its place among the flights meanwhile
+	}
+	if err == nil {
+		err = m.flushHost(host) // what could not be stored before
 	}
 	for _, kind := range []string{kindCert, kindOrder, kindBackoff, kindMoment} {
 		if err == nil {

@@ -475,8 +475,12 @@ func (m *Manager) hindrance(f *flight) error {
 	if !f.owing {
 		return nil
 	}
-	if retry, ok := m.buckets.Ready(1, m.tollLocked(f)...); !ok || m.renewals.Len() > 0 {
-		return &HostError{Host: h.name, Err: ErrRateLimited, Retry: later(retry, now)}
+	retry, ok := m.buckets.Ready(1, m.tollLocked(f)...)
+	if m.renewals.Len() > 0 { // which go first
+		retry, ok = now.Add(time.Minute), false
+	}
+	if !ok {
+		return &HostError{Host: h.name, Err: ErrRateLimited, Retry: retry}
 	}
 	return nil
 }
