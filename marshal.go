@@ -938,9 +938,7 @@ func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err e
 	if err == nil {
 		records, err = m.load(ctx, kind, name)
 	}
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errAway) && m.fails() {
-		err = fmt.Errorf("%w: %w", errAway, err)
-	}
+	err = m.outage(ctx, err)
 	bare := m.bare(ctx, name, records)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -953,11 +951,6 @@ func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err e
 		old, until := m.servedLocked(name)
 		m.adoptLocked(kind, name, records)
 		m.waitLocked(bare, old, until)
-	}
-	if errors.Is(err, errAway) && m.unwritten == nil {
-		m.dirty = true // so that the next write sees whether it works again
-		m.unwrittenLocked(err, m.seq)
-		m.pokeLocked()
 	}
 	ours, _ := m.log.Get(kind, name)
 	return len(records) > 0 && records[len(records)-1] == ours, err
@@ -1019,12 +1012,27 @@ func (m *Manager) waitLocked(s *stapled, old *tls.Certificate, until time.Time) 
 	m.queueStapleLocked(s, now)
 }
 
-// fails reports whether Storage is known to have failed, or does now.
-func (m *Manager) fails() bool {
+// outage returns an error of Storage's as errAway if Storage as a whole fails, which
+// it notes.
+func (m *Manager) outage(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil || errors.Is(err, errAway) {
+		return err
+	}
 	m.mu.Lock()
 	known := m.unwritten != nil
 	m.mu.Unlock()
-	return known || m.probe() != nil
+	if !known && m.probe() == nil {
+		return err
+	}
+	err = fmt.Errorf("%w: %w", errAway, err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unwritten == nil {
+		m.dirty = true // so that the next write sees whether it works again
+		m.unwrittenLocked(err, m.seq)
+		m.pokeLocked()
+	}
+	return err
 }
 
 // hereLocked has what f puts kept here and not in Storage.
@@ -1124,8 +1132,20 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 	}
 }
 
+// unlock gives a lock back. If that failed with the whole storage it is tried again:
+// some hold a lock for ever that was not given back.
 func (m *Manager) unlock(name string) {
-	if err := m.client.Unlock(context.Background(), name); err != nil {
+	err := m.client.Unlock(context.Background(), name)
+	for n := 1; n < unlocks && m.ctx.Err() == nil && errors.Is(m.outage(m.ctx, err), errAway); n++ {
+		select {
+		case <-time.After(backoff(n, lockFirst, lockMost)):
+		case <-m.ctx.Done():
+		}
+		if m.client.Unlock(context.Background(), name) == nil {
+			return
+		}
+	}
+	if err != nil {
 		m.logger().Warn("letsencrypt: a lock was lost, or could not be given back, so that another member may have done the same", "lock", name, "err", err)
 	}
 }

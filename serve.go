@@ -255,7 +255,7 @@ func (s *solving) share(ctx context.Context, p challenge.Pending) (remove func()
 	}
 	key, value := shared.Key(kindChallenge, s.host), shared.Encode(record(kindChallenge, s.host, p))
 	if err := s.m.client.Store(ctx, key, value); err != nil {
-		return func() {}, newStorageError("storing", kindChallenge, s.host, err)
+		return func() {}, s.m.outage(ctx, newStorageError("storing", kindChallenge, s.host, err))
 	}
 	return func() {
 		ctx := context.WithoutCancel(ctx)
