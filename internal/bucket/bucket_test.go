@@ -147,3 +147,49 @@ func TestBackFillsNothingAndCountsOn(t *testing.T) {
 		}
 	})
 }
+
+func TestReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const never, minute = -1, time.Minute
+		minutely := func() *rate.Limiter { return rate.NewLimiter(rate.Every(minute), 5) }
+		for _, tt := range []struct {
+			name string
+			lims map[string]*rate.Limiter
+			n    int
+			want time.Duration // till then; 0: now
+		}{
+			{"none of none", nil, 0, 0},
+			{"some of none", nil, 5, 0},
+			{"nil", map[string]*rate.Limiter{"a": nil}, 100, 0},
+			{"inf", map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Inf, 0)}, 100, 0},
+			{"fewer than there are", map[string]*rate.Limiter{"a": minutely()}, 4, 0},
+			{"as many as there are", map[string]*rate.Limiter{"a": minutely()}, 5, 0},
+			{"three more", map[string]*rate.Limiter{"a": minutely()}, 8, 3 * minute},
+			{"the slower of two", map[string]*rate.Limiter{"a": minutely(), "b": rate.NewLimiter(rate.Every(time.Hour), 7)}, 8, time.Hour},
+			{"none ever", map[string]*rate.Limiter{"a": rate.NewLimiter(0, 0)}, 1, never},
+			{"no more ever", map[string]*rate.Limiter{"a": rate.NewLimiter(0, 5)}, 6, never},
+			{"none ever of one", map[string]*rate.Limiter{"a": minutely(), "b": rate.NewLimiter(0, 0)}, 8, never},
+			{"in three hundred years", map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Hour), 1)}, 24 * 365 * 300, never},
+		} {
+			retry, ok := set(tt.lims).Ready(tt.n, "a", "b")
+			switch {
+			case ok != (tt.want == 0) || (ok || tt.want == never) != retry.IsZero():
+				t.Errorf("%s: Ready(%d) = %v, %v, want true: %v", tt.name, tt.n, retry, ok, tt.want == 0)
+			case tt.want > 0 && time.Until(retry).Round(time.Second) != tt.want:
+				t.Errorf("%s: Ready(%d) tells to come in %v, want %v", tt.name, tt.n, time.Until(retry), tt.want)
+			}
+		}
+	})
+}
+
+func TestReadyTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 20)})
+		for range 100 {
+			s.Ready(20, "a")
+		}
+		if n, _ := takeAll(s, "a"); n != 20 {
+			t.Errorf("took %d tokens after Ready, want 20", n)
+		}
+	})
+}
