@@ -42,6 +42,7 @@ import (
 	"example.com/letsencrypt"
 	"example.com/letsencrypt/internal/catest"
 	"example.com/letsencrypt/internal/journal"
+	"example.com/letsencrypt/internal/shared"
 	"golang.org/x/crypto/acme"
 	"golang.org/x/crypto/ocsp"
 	"golang.org/x/net/dns/dnsmessage"
@@ -5678,6 +5679,30 @@ func listed(hosts ...string) func(m *letsencrypt.Manager) {
 	return func(m *letsencrypt.Manager) { m.SetHosts(hosts) }
 }
 
+func allowAll(m *letsencrypt.Manager) { m.Allow = func(context.Context, string) error { return nil } }
+
+// reach has the CA's validations go to one member alone.
+func (f *fleet) reach(m *letsencrypt.Manager) { point([]*catest.CA{f.ca}, m.TLSConfig(), nil) }
+
+// alone returns a Manager that has certificates, and that is no member but shut
+// down.
+func (f *fleet) alone(t *testing.T, file string, hosts ...string) *letsencrypt.Manager {
+	t.Helper()
+	m := newManager(t, f.ca)
+	m.Limit = unlimited()
+	if file != "" {
+		if err := m.CacheFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.SetHosts(hosts)
+	for _, host := range hosts {
+		mustGet(t, m, host)
+	}
+	shutdown(t, m)
+	return m
+}
+
 func TestFleetOrdersOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		hosts := hostNames(5)
@@ -5921,32 +5946,40 @@ func TestLostLocksCostNoCertificate(t *testing.T) {
 // TestTwoHoldersFinishOneOrder has a member stall with its new order in hand
 // till another, that has the lock as well, has stored its own.
 func TestTwoHoldersFinishOneOrder(t *testing.T) {
-	for _, stall := range []string{"before it stores", "after it has stored"} {
-		t.Run(stall, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				const host = "a.example.com"
-				f := newFleet(t, 2, listed(host))
-				f.views[0].loose, f.views[1].loose = true, true
-				gate := make(chan struct{})
-				f.views[0].setFault(func(_ context.Context, op, key string) error {
-					if op == "store" && strings.Contains(key, map[string]string{"before it stores": "/order/", "after it has stored": "/challenge/"}[stall]) {
-						<-gate
-					}
-					return nil
-				})
-				var wg sync.WaitGroup
-				for _, m := range f.members {
-					wg.Go(func() { mustGet(t, m, host) })
-					synctest.Wait() // the first stands at the gate
-				}
-				close(gate)
-				wg.Wait()
-				f.wantSame(t, host)
-				if n := len(f.ca.Issued(host)); n != 1 {
-					t.Errorf("%d certificates, want 1", n)
-				}
+	for _, stall := range []string{"/order/", "/challenge/"} { // before and after it has stored
+		for _, reuse := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s reuse=%v", strings.Trim(stall, "/"), reuse), func(t *testing.T) {
+				bubble(t, func(t *testing.T) { twoHolders(t, stall, reuse) })
 			})
-		})
+		}
+	}
+}
+
+func twoHolders(t *testing.T, stall string, reuse bool) {
+	const host, other = "a.example.com", "b.example.com"
+	f := newFleet(t, 2, listed(host, other))
+	f.ca.OrderReuse = reuse
+	f.views[0].loose, f.views[1].loose = true, true
+	if reuse {
+		mustGet(t, f.members[0], other) // both are to have one account
+	}
+	gate := make(chan struct{})
+	f.views[0].setFault(func(_ context.Context, op, key string) error {
+		if op == "store" && strings.Contains(key, stall+host) {
+			<-gate
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	for _, m := range f.members {
+		wg.Go(func() { mustGet(t, m, host) })
+		synctest.Wait() // the first stands at the gate
+	}
+	close(gate)
+	wg.Wait()
+	f.wantSame(t, host)
+	if n := len(f.ca.Issued(host)); n != 1 {
+		t.Errorf("%d certificates, want 1", n)
 	}
 }
 
@@ -6004,8 +6037,9 @@ func TestCacheSize(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		hosts := hostNames(10)
 		f := newFleet(t, 2, func(m *letsencrypt.Manager) { m.CacheSize = 3 })
+		f.ca.Lifetime = 6 * day
 		m := f.members[0]
-		m.Allow = func(context.Context, string) error { return nil }
+		allowAll(m)
 		for _, host := range hosts {
 			mustGet(t, m, host)
 		}
@@ -6030,7 +6064,7 @@ func TestCacheSize(t *testing.T) {
 				t.Errorf("Status of one out of memory is %+v, want its dates", s)
 			}
 		}
-		pass(70 * day) // those out of memory are renewed, too: clients asked for them
+		pass(4 * day) // those out of memory are renewed, too: clients asked for them
 		for _, host := range hosts {
 			if n := len(f.ca.Issued(host)); n != 2 {
 				t.Errorf("%d certificates for %s, want 2", n, host)
@@ -6044,15 +6078,14 @@ func TestCacheSize(t *testing.T) {
 
 func TestNewMemberServesWhatTheOthersHave(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		allow := func(m *letsencrypt.Manager) { m.Allow = func(context.Context, string) error { return nil } }
 		hosts := hostNames(3)
-		f := newFleet(t, 1, allow)
+		f := newFleet(t, 1, allowAll)
 		for _, host := range hosts {
 			mustGet(t, f.members[0], host)
 		}
 		pass(time.Hour)
 		before := maps.Clone(f.shelf.ops)
-		late := f.add(t, allow)
+		late := f.add(t, allowAll)
 		late.TLSConfig()
 		late.Status()
 		if !maps.Equal(f.shelf.ops, before) {
@@ -6075,15 +6108,9 @@ func TestStateOfBeforeGoesToTheStorage(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		hosts := hostNames(5)
 		f := newFleet(t, 0, nil)
-		alone := newManager(t, f.ca)
-		alone.Limit = unlimited()
-		alone.SetHosts(hosts)
-		for _, host := range hosts {
-			mustGet(t, alone, host)
-		}
-		shutdown(t, alone)
+		before := f.alone(t, "", hosts...)
 		m := f.add(t, nil)
-		if err := m.Unmarshal(alone.Marshal()); err != nil {
+		if err := m.Unmarshal(before.Marshal()); err != nil {
 			t.Fatal(err)
 		}
 		m.Registered()
@@ -6092,7 +6119,7 @@ func TestStateOfBeforeGoesToTheStorage(t *testing.T) {
 		for _, host := range hosts {
 			f.wantSame(t, host)
 		}
-		f.ca.Change(func(c *catest.Config) { c.TLS = func(string) *tls.Config { return m.TLSConfig() } })
+		f.reach(m)
 		if _, err := get(f.members[1], "x.example.net"); err == nil {
 			t.Error("one that is not on the list")
 		}
@@ -6120,7 +6147,7 @@ func TestFailingHostBacksOffInTheWholeFleet(t *testing.T) {
 		if n := f.ca.Count("newOrder"); n > 7 {
 			t.Errorf("%d orders in an hour, want 7 at most: a minute, two, four and so on between them", n)
 		}
-		f.ca.Change(func(c *catest.Config) { c.TLS = func(string) *tls.Config { return f.members[0].TLSConfig() } })
+		f.reach(f.members[0])
 		if err := f.members[3].Renew(deadline(t, time.Minute), host); err != nil {
 			t.Fatal(err)
 		}
@@ -6174,7 +6201,7 @@ func TestRevokeInAFleet(t *testing.T) {
 		t.Run(fmt.Sprint(reason), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				const host = "a.example.com"
-				f := newFleet(t, 3, func(m *letsencrypt.Manager) { m.Allow = func(context.Context, string) error { return nil } })
+				f := newFleet(t, 3, allowAll)
 				for _, m := range f.members {
 					mustGet(t, m, host)
 				}
@@ -6233,7 +6260,7 @@ func TestValueThatIsDamagedIsReplacedAndSaid(t *testing.T) {
 		m := f.add(t, nil)
 		d := keepDiary(t, m)
 		m.SetHosts([]string{host})
-		f.ca.Change(func(c *catest.Config) { c.TLS = func(string) *tls.Config { return m.TLSConfig() } })
+		f.reach(m)
 		mustGet(t, m, host)
 		if es := d.of(letsencrypt.EventState); len(es) == 0 || !strings.Contains(es[0].Err.Error(), host) {
 			t.Errorf("events %v, want one about %s", es, host)
@@ -6288,4 +6315,645 @@ func TestOneBadKeyStopsNoOtherHost(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestWhatMovesToAFleetWithACacheIsNotLost(t *testing.T) {
+	for _, file := range []string{"", filepath.Join(t.TempDir(), "cache")} {
+		t.Run(fmt.Sprintf("file=%v", file != ""), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				hosts := hostNames(5)
+				f := newFleet(t, 0, nil)
+				before := f.alone(t, file, hosts...)
+				m := f.add(t, func(m *letsencrypt.Manager) { m.CacheSize = 2 })
+				f.reach(m)
+				if file != "" {
+					if err := m.CacheFile(file); err != nil {
+						t.Fatal(err)
+					}
+				} else if err := m.Unmarshal(before.Marshal()); err != nil {
+					t.Fatal(err)
+				}
+				m.Registered()
+				pass(time.Hour)
+				for _, host := range hosts {
+					mustGet(t, m, host)
+				}
+				wantCount(t, f.ca, "newOrder", len(hosts))
+			})
+		})
+	}
+}
+
+func TestOrderThatMovesToAFleetIsFinished(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 0, nil)
+		f.ca.FinalizeTakes = 30 * time.Second
+		before := newManager(t, f.ca)
+		go get(before, host)
+		pass(10 * time.Second)
+		shutdown(t, before) // while the CA issues it
+		m := f.add(t, nil)
+		f.reach(m)
+		if err := m.Unmarshal(before.Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		mustGet(t, m, host)
+		wantCount(t, f.ca, "newOrder", 1)
+	})
+}
+
+// TestHostWhoseValueCannotBeReadStopsNoOther has clients ask for it all the time.
+func TestHostWhoseValueCannotBeReadStopsNoOther(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const bad, good, other = "bad.example.com", "good.example.com", "other.example.com"
+		f := newFleet(t, 1, listed(bad, good, other))
+		f.ca.Lifetime = 6 * day
+		m := f.members[0]
+		old := mustGet(t, m, good)
+		f.views[0].setFault(func(_ context.Context, op, key string) error {
+			if op == "load" && strings.Contains(key, "/cert/"+bad) {
+				return errors.New("permission denied")
+			}
+			return nil
+		})
+		pass(time.Until(m.Status(good)[0].Renewal) - 20*time.Minute)
+		for range 40 * 4 {
+			get(m, bad)
+			pass(15 * time.Second)
+		}
+		get(m, bad)
+		mustGet(t, m, other)
+		if leaf := mustGet(t, m, good); leaf.Equal(old) {
+			t.Error("the good one was not renewed")
+		}
+	})
+}
+
+func TestStoreThatHangsStopsNoOtherHost(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const bad, good = "bad.example.com", "good.example.com"
+		f := newFleet(t, 1, listed(bad, good))
+		f.ca.RefuseOrder = func(names []string, _ string) *catest.Error {
+			if names[0] == bad {
+				return &catest.Error{Status: 400, Type: "rejectedIdentifier", Detail: "no"}
+			}
+			return nil
+		}
+		gate := make(chan struct{})
+		defer close(gate)
+		f.views[0].setFault(func(_ context.Context, op, key string) error {
+			if op == "store" && strings.Contains(key, "/backoff/"+bad) {
+				<-gate
+			}
+			return nil
+		})
+		go get(f.members[0], bad)
+		pass(5 * time.Minute)
+		mustGet(t, f.members[0], good)
+	})
+}
+
+// TestRevokedIsReplacedThoughOthersSetTheMoment has another member ask the CA
+// for renewal information all the time.
+func TestRevokedIsReplacedThoughOthersSetTheMoment(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, listed(host))
+		f.ca.OCSPServer = "http://ocsp.test"
+		f.ca.ARI = overSince(time.Now().Add(1000 * day))
+		r := &responder{ca: f.ca, life: 4 * day}
+		m := f.members[0]
+		m.CAs[0].Client = &http.Client{Transport: r}
+		old := mustGet(t, m, host)
+		pass(time.Hour)
+		r.set(func(n *big.Int, good []byte) ([]byte, error) {
+			if n.Cmp(old.SerialNumber) == 0 {
+				return r.sign(n, ocsp.Revoked, day), nil
+			}
+			return good, nil
+		})
+		for began := time.Now(); time.Since(began) < 3*day; pass(10 * time.Minute) {
+			f.setNextQuestion(t, host, time.Now().Add(300*time.Hour))
+		}
+		if leaf := mustGet(t, m, host); leaf.Equal(old) {
+			t.Error("the certificate that is revoked is served three days later")
+		}
+	})
+}
+
+// setNextQuestion does what a member does that has asked for renewal information.
+func (f *fleet) setNextQuestion(t *testing.T, host string, next time.Time) {
+	t.Helper()
+	f.shelf.mu.Lock()
+	defer f.shelf.mu.Unlock()
+	key := "letsencrypt/ari/" + host
+	if f.shelf.values[key] == nil {
+		return // there is another certificate
+	}
+	rs, err := shared.Decode(f.shelf.values[key], "ari", host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ari map[string]any
+	if err := json.Unmarshal([]byte(rs[len(rs)-1].JSON()), &ari); err != nil {
+		t.Fatal(err)
+	}
+	ari["next"] = next
+	text, err := json.Marshal(ari)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.shelf.values[key] = shared.Encode(journal.Format("ari", host, nil, text))
+}
+
+func TestRevokedHostThatNobodyWantsIsServedNoMore(t *testing.T) {
+	for _, reason := range []acme.CRLReasonCode{acme.CRLReasonKeyCompromise, acme.CRLReasonCessationOfOperation} {
+		t.Run(fmt.Sprint(reason), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				f := newFleet(t, 2, listed(host))
+				old := f.wantSame(t, host)
+				for _, m := range f.members {
+					m.SetHosts([]string{"b.example.com"})
+				}
+				f.members[0].Revoke(deadline(t, time.Hour), host, reason)
+				if _, _, ok := f.ca.Revoked(old); !ok {
+					t.Fatal("not revoked")
+				}
+				pass(7 * time.Hour) // all have looked into the storage
+				for i, m := range f.members {
+					if leaf, err := get(m, host); err == nil && leaf.Equal(old) {
+						t.Errorf("member %d serves what was revoked", i)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestRevocationWaitsThoughTheHostIsOutOfMemory: for the replacement, that is.
+func TestRevocationWaitsThoughTheHostIsOutOfMemory(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const a, b = "a.example.com", "b.example.com"
+		f := newFleet(t, 1, allowAll)
+		old := mustGet(t, f.members[0], a)
+		mustGet(t, f.members[0], b)
+		f.ca.Change(func(c *catest.Config) { c.TLS, c.ValidationTakes = nil, time.Minute })
+		go f.members[0].Revoke(t.Context(), a, acme.CRLReasonSuperseded)
+		pass(10 * time.Second)
+		blob := f.members[0].Marshal() // it crashes here, and its locks are free
+		f.views[0].setFault(away)
+		late := f.add(t, func(m *letsencrypt.Manager) { m.CacheSize = 1 })
+		f.views[1].loose = true
+		allowAll(late)
+		if err := late.Unmarshal(blob); err != nil {
+			t.Fatal(err)
+		}
+		mustGet(t, late, b)
+		pass(time.Minute)
+		mustGet(t, late, b)
+		pass(time.Hour)
+		f.views[0].setFault(nil)
+		if _, _, ok := f.ca.Revoked(old); ok {
+			t.Error("what all serve, and nothing has replaced, was revoked")
+		}
+	})
+}
+
+func TestMustStapleIsStapledAtEveryMember(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.ca.OCSPServer = "http://ocsp.test"
+		for _, m := range f.members {
+			m.MustStaple = true
+			m.CAs[0].Client = &http.Client{Transport: &responder{ca: f.ca, life: 4 * day}}
+		}
+		for i, m := range f.members {
+			if stapleOf(t, m, host) == nil {
+				t.Errorf("the first client of member %d gets no staple", i)
+			}
+		}
+		old := mustGet(t, f.members[1], host)
+		pass(time.Minute)
+		if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		for began := time.Now(); time.Since(began) < 7*time.Hour; pass(time.Minute) {
+			if stapleOf(t, f.members[1], host) == nil {
+				t.Fatal("one without a staple took the place of one with it")
+			}
+		}
+		if leaf := f.wantSame(t, host); leaf.Equal(old) {
+			t.Error("nothing took the place of the old one")
+		}
+	})
+}
+
+func TestHostOutOfMemoryIsSubjectToAllow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const a, b = "a.example.com", "b.example.com"
+		f := newFleet(t, 1, func(m *letsencrypt.Manager) { m.CacheSize = 1 })
+		m := f.members[0]
+		var no atomic.Bool
+		m.Allow = func(context.Context, string) error {
+			if no.Load() {
+				return errors.New("no")
+			}
+			return nil
+		}
+		mustGet(t, m, a)
+		pass(time.Minute)
+		mustGet(t, m, b)
+		pass(time.Minute)
+		mustGet(t, m, b)
+		no.Store(true)
+		f.shelf.mu.Lock()
+		delete(f.shelf.values, "letsencrypt/cert/"+a)
+		f.shelf.mu.Unlock()
+		if _, err := get(m, a); !errors.Is(err, letsencrypt.ErrHostNotAllowed) {
+			t.Errorf("GetCertificate = %v, want ErrHostNotAllowed", err)
+		}
+	})
+}
+
+func TestOutageDoesNotEndRenewals(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const a, b = "a.example.com", "b.example.com"
+		f := newFleet(t, 1, func(m *letsencrypt.Manager) { m.CacheSize = 1 })
+		f.ca.Lifetime = 6 * day
+		m := f.members[0]
+		allowAll(m)
+		mustGet(t, m, a)
+		pass(time.Minute)
+		mustGet(t, m, b)
+		pass(time.Minute)
+		mustGet(t, m, b)
+		f.views[0].setFault(away)
+		if _, err := get(m, a); err == nil {
+			t.Fatal("it is in memory")
+		}
+		f.views[0].setFault(nil)
+		pass(4 * day)
+		if n := len(f.ca.Issued(a)); n != 2 {
+			t.Errorf("%d certificates for a host out of memory that a client asked for, want 2", n)
+		}
+	})
+}
+
+func TestHostThatWasDroppedComesBackToMemory(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, func(m *letsencrypt.Manager) { m.CacheSize = 3 })
+		f.ca.Lifetime = 6 * day
+		m := f.members[0]
+		var no atomic.Bool
+		m.Allow = func(context.Context, string) error {
+			if no.Load() {
+				return errors.New("no")
+			}
+			return nil
+		}
+		mustGet(t, m, host)
+		no.Store(true)
+		pass(15 * day)
+		no.Store(false)
+		for _, h := range []string{host, "b.example.com", "c.example.com"} {
+			mustGet(t, m, h)
+		}
+		if n := kept(m); n != 3 {
+			t.Errorf("%d certificates in memory, want 3", n)
+		}
+	})
+}
+
+func TestStorageForgetsWhatNobodyWants(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, nil)
+		f.ca.Lifetime = 6 * day
+		m := f.members[0]
+		var no atomic.Bool
+		m.Allow = func(context.Context, string) error {
+			if no.Load() {
+				return errors.New("no")
+			}
+			return nil
+		}
+		mustGet(t, m, host)
+		no.Store(true)
+		pass(15 * day)
+		f.shelf.mu.Lock()
+		defer f.shelf.mu.Unlock()
+		for key := range f.shelf.values {
+			if strings.Contains(key, host) {
+				t.Errorf("the storage has %s, nine days after it expired", key)
+			}
+		}
+	})
+}
+
+// TestStorageThatKeepsFromRenewingIsSaid is of a member that others keep from renewing, or the
+// storage does.
+func TestStorageThatKeepsFromRenewingIsSaid(t *testing.T) {
+	for _, what := range []string{"lock letsencrypt-host", "store letsencrypt/challenge"} {
+		t.Run(what, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const host = "a.example.com"
+				f := newFleet(t, 1, listed(host))
+				f.ca.Lifetime = 6 * day
+				m := f.members[0]
+				d := keepDiary(t, m)
+				mustGet(t, m, host)
+				pass(2 * day)
+				before := len(f.ca.Requests())
+				quota := errors.New("quota exceeded")
+				f.views[0].setFault(func(_ context.Context, op, key string) error {
+					if strings.HasPrefix(op+" "+key, what) {
+						return quota
+					}
+					return nil
+				})
+				pass(3 * day)
+				if s := m.Status(host)[0]; !errors.Is(s.Err, quota) {
+					t.Errorf("Status says %v, want what the storage says", s.Err)
+				}
+				if len(d.of(letsencrypt.EventFailed)) == 0 {
+					t.Error("no event says so")
+				}
+				if n := len(f.ca.Requests()) - before; n > 200 {
+					t.Errorf("%d requests to the CA in three days, want 200 at most", n)
+				}
+			})
+		})
+	}
+}
+
+func TestWaitingForALockTakesNoTokens(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host, other = "a.example.com", "b.example.com"
+		f := newFleet(t, 1, listed(host, other))
+		m := f.members[0]
+		m.Limit = rate.NewLimiter(rate.Every(100*time.Hour), 5)
+		mustGet(t, m, other)
+		member := &view{shelf: &f.shelf}
+		if err := member.Lock(t.Context(), "letsencrypt-host-"+host); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			m.Manage(deadline(t, time.Minute), host)
+		}
+		if err := member.Unlock(t.Context(), "letsencrypt-host-"+host); err != nil {
+			t.Fatal(err)
+		}
+		pass(10 * time.Minute) // it was told to come again
+		mustGet(t, m, host)
+	})
+}
+
+// TestMemberThatComesBackPutsNothingOldInPlaceOfNew is of one that could not
+// store its certificate, while another renewed it.
+func TestMemberThatComesBackPutsNothingOldInPlaceOfNew(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.views[0].loose, f.views[1].loose = true, true // a lock dies with the connection
+		var gone atomic.Bool
+		f.views[0].setFault(func(_ context.Context, op, key string) error {
+			if gone.Load() || op == "store" && strings.Contains(key, "/cert/") {
+				gone.Store(true)
+				return errAway
+			}
+			return nil
+		})
+		f.reach(f.members[0])
+		mustGet(t, f.members[0], host)
+		f.reach(f.members[1])
+		mustGet(t, f.members[1], host)
+		pass(time.Hour)
+		if err := f.members[1].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		want := mustGet(t, f.members[1], host)
+		f.views[0].setFault(nil)
+		pass(10 * time.Minute)
+		if leaf := mustGet(t, f.add(t, listed(host)), host); !leaf.Equal(want) {
+			t.Error("the old certificate took the place of the new one in the storage")
+		}
+	})
+}
+
+func TestStorageThatIsSetBackIsHealed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.wantSame(t, host)
+		f.shelf.mu.Lock()
+		backup := maps.Clone(f.shelf.values)
+		f.shelf.mu.Unlock()
+		pass(time.Hour)
+		if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		want := mustGet(t, f.members[0], host)
+		f.shelf.mu.Lock()
+		f.shelf.values = backup
+		f.shelf.mu.Unlock()
+		pass(7 * time.Hour) // all have looked into the storage
+		if leaf := mustGet(t, f.add(t, listed(host)), host); !leaf.Equal(want) {
+			t.Error("the storage has the old certificate, though a member has the new one")
+		}
+	})
+}
+
+func TestCertificateInAReadOnlyStorageIsServed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(2)
+		f := newFleet(t, 2, listed(hosts...))
+		for _, host := range hosts {
+			mustGet(t, f.members[0], host)
+		}
+		m := f.members[1]
+		mustGet(t, m, hosts[0])
+		f.views[1].setFault(func(_ context.Context, op, _ string) error {
+			if op == "store" || op == "delete" {
+				return errors.New("READONLY You can't write against a read only replica")
+			}
+			return nil
+		})
+		m.Register("a@example.com", nil) // so that there is something to store
+		mustGet(t, m, hosts[1])
+		f.views[1].setFault(nil)
+	})
+}
+
+func TestEndOfACallersContextIsNoOutage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, listed(host))
+		m := f.members[0]
+		d := keepDiary(t, m)
+		mustGet(t, m, host)
+		var slow atomic.Bool
+		slow.Store(true)
+		f.views[0].setFault(func(ctx context.Context, op, key string) error {
+			if op == "load" && strings.Contains(key, "/cert/"+host) && slow.Swap(false) {
+				<-ctx.Done()
+			}
+			return nil
+		})
+		go m.Revoke(deadline(t, time.Second), host, acme.CRLReasonSuperseded)
+		synctest.Wait()
+		if err := m.Renew(deadline(t, time.Minute), host); err != nil {
+			t.Error(err)
+		}
+		if es := d.of(letsencrypt.EventState); len(es) > 0 {
+			t.Errorf("events %v, want none: the storage is well", es)
+		}
+	})
+}
+
+func TestAllowIsAskedAboutHostsOnly(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFleet(t, 1, nil)
+		m := f.members[0]
+		m.Allow = func(_ context.Context, host string) error {
+			t.Errorf("Allow was asked about %.30q of %d bytes", host, len(host))
+			return errors.New("no")
+		}
+		validate(m, "../../etc/passwd")
+		validate(m, strings.Repeat("a", 60000))
+	})
+}
+
+func TestValidationsAskAllowOnceAtATime(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFleet(t, 1, nil)
+		m := f.members[0]
+		gate := make(chan struct{})
+		var asked atomic.Int64
+		m.Allow = func(context.Context, string) error {
+			asked.Add(1)
+			<-gate
+			return errors.New("no")
+		}
+		h := m.HTTPHandler(http.NotFoundHandler())
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				r := httptest.NewRequest("GET", "http://a.example.com/.well-known/acme-challenge/abc", nil)
+				h.ServeHTTP(httptest.NewRecorder(), r)
+			})
+		}
+		synctest.Wait()
+		if n := asked.Load(); n != 1 {
+			t.Errorf("%d questions at once about one host, want 1", n)
+		}
+		close(gate)
+		wg.Wait()
+	})
+}
+
+func TestHandshakesWithoutTokensDoNotLoadTheStorage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFleet(t, 1, nil)
+		m := f.members[0]
+		m.NewHostLimit = rate.NewLimiter(0, 1)
+		mustGet(t, m, "a.example.com")
+		before := f.shelf.count("load order")
+		for i := range 100 {
+			if _, err := get(m, fmt.Sprintf("%d.example.net", i)); !errors.Is(err, letsencrypt.ErrRateLimited) {
+				t.Fatalf("GetCertificate = %v, want ErrRateLimited", err)
+			}
+		}
+		if n := f.shelf.count("load order") - before; n > 10 {
+			t.Errorf("100 handshakes that are refused had %d orders loaded, want 10 at most", n)
+		}
+	})
+}
+
+func TestStrangersDoNotKeepValidationsOut(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host, other = "a.example.com", "b.example.com"
+		f := newFleet(t, 2, listed(host, other))
+		f.ca.ValidationTakes = time.Second
+		h := f.members[1].HTTPHandler(http.NotFoundHandler())
+		f.reach(f.members[1])
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer cancel()
+		for range 1000 { // connections, of one request at a time
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					r := httptest.NewRequest("GET", "http://"+other+"/.well-known/acme-challenge/abc", nil).WithContext(ctx)
+					h.ServeHTTP(httptest.NewRecorder(), r)
+					time.Sleep(10 * time.Millisecond)
+				}
+			})
+		}
+		pass(time.Second)
+		mustGet(t, f.members[0], host)
+	})
+}
+
+func TestNewMemberLooksForItsHostsAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(500)
+		f := newFleet(t, 1, listed(hosts...))
+		m := f.members[0]
+		m.Limit = rate.NewLimiter(0, 0)
+		m.HTTPSAddr = "127.0.0.1:0"
+		ln, err := m.Listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		pass(2 * time.Second)
+		if n := f.shelf.count("load cert"); n < len(hosts) {
+			t.Errorf("in two seconds a member has looked for %d of its %d hosts in a storage that answers at once", n, len(hosts))
+		}
+	})
+}
+
+func TestManageTakesWhatTheFleetHas(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.ca.Change(func(c *catest.Config) { c.TLS = nil })
+		for range 6 {
+			f.members[0].Renew(deadline(t, time.Minute), host)
+		}
+		get(f.members[1], host) // takes over how long to wait
+		f.reach(f.members[0])
+		if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.members[1].Manage(deadline(t, time.Minute), host); err != nil {
+			t.Errorf("the storage has the certificate, but Manage() = %v", err)
+		}
+	})
+}
+
+// TestOneTXTRecordAtATime is of a host and its wildcard, which have theirs at
+// one name.
+func TestOneTXTRecordAtATime(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFleet(t, 2, listed("example.com", "*.example.com"))
+		f.ca.ValidationTakes = 3 * time.Second
+		z := newZone(f.members[0], f.ca)
+		f.members[1].Resolver = f.members[0].Resolver
+		var wg sync.WaitGroup
+		for i, host := range []string{"example.com", "x.example.com"} {
+			f.members[i].DNS = z
+			wg.Go(func() { mustGet(t, f.members[i], host) })
+		}
+		wg.Wait()
+		synctest.Wait()
+		present, cleanUp := "present example.com", "clean up example.com"
+		if want := []string{present, cleanUp, present, cleanUp}; !slices.Equal(z.calls, want) {
+			t.Errorf("calls %q, want %q", z.calls, want)
+		}
+	})
 }
