@@ -87,8 +87,9 @@ type Server struct {
 	log     *logbook
 	flushes chan struct{} // holds the one flush that runs
 
-	child   *child
-	proxies []*Proxy
+	child     *child
+	turnstile turnstile // for the proxies
+	proxies   []*Proxy
 }
 
 // TB is the part of a testing.TB that New uses, so that programs that are no

@@ -22,7 +22,7 @@ import (
 type Proxy struct {
 	server   http.Server
 	listener net.Listener
-	ca       *httputil.ReverseProxy
+	ca       http.Handler
 	stopped  chan struct{}  // closed when no more connections are accepted
 	conns    sync.WaitGroup // open connections
 
@@ -56,14 +56,14 @@ func (s *Server) Proxy(fault Fault) (*Proxy, error) {
 	}
 	quiet := log.New(io.Discard, "", 0) // faults are what we are here for
 	target := &url.URL{Scheme: "https", Host: loopback(s.ports.api())}
-	p.ca = &httputil.ReverseProxy{
+	p.ca = s.turnstile.before(&httputil.ReverseProxy{
 		Transport: s.transport,
 		ErrorLog:  quiet,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host
 		},
-	}
+	})
 	p.server = http.Server{
 		Handler:   http.HandlerFunc(p.serve),
 		ErrorLog:  quiet,
