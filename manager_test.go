@@ -6957,3 +6957,26 @@ func TestOneTXTRecordAtATime(t *testing.T) {
 		}
 	})
 }
+func TestOutageInTheMidstOfAnOrderIsNotTheHostsFault(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host, other = "a.example.com", "b.example.com"
+		f := newFleet(t, 1, listed(host, other))
+		m, v := f.members[0], f.views[0]
+		mustGet(t, m, other)
+		began := false
+		v.setFault(func(_ context.Context, op, key string) error {
+			if began = began || op == "store" && strings.Contains(key, "/challenge/"); began {
+				return errAway
+			}
+			return nil
+		})
+		if _, err := get(m, host); err == nil {
+			t.Fatal("a certificate without a storage")
+		}
+		pass(3 * time.Second)
+		v.setFault(nil)
+		pass(15 * time.Second)
+		mustGet(t, m, host)
+		wantCount(t, f.ca, "newOrder", 2)
+	})
+}
