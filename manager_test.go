@@ -6980,3 +6980,68 @@ func TestOutageInTheMidstOfAnOrderIsNotTheHostsFault(t *testing.T) {
 		wantCount(t, f.ca, "newOrder", 2)
 	})
 }
+
+func TestMemberWithoutTheSealTouchesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, listed(host))
+		mustGet(t, f.members[0], host)
+		f.shelf.mu.Lock()
+		for key, v := range f.shelf.values {
+			f.shelf.values[key] = append([]byte{1}, v...) // as good as sealed
+		}
+		sealed := maps.Clone(f.shelf.values)
+		f.shelf.mu.Unlock()
+		late := f.add(t, listed(host))
+		d := keepDiary(t, late)
+		if _, err := get(late, host); err == nil {
+			t.Error("a certificate from a storage that can't be read")
+		}
+		pass(time.Hour)
+		for key, v := range sealed {
+			if !bytes.Equal(f.shelf.get(key), v) {
+				t.Errorf("%s was replaced", key)
+			}
+		}
+		wantCount(t, f.ca, "newOrder", 1)
+		wantCount(t, f.ca, "newAccount", 1)
+		if len(d.of(letsencrypt.EventFailed)) == 0 {
+			t.Error("nothing said so")
+		}
+	})
+}
+
+func TestRenewAfterAnOutageNeedNotWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 1, listed(host))
+		mustGet(t, f.members[0], host)
+		f.views[0].setFault(away)
+		f.members[0].Renew(deadline(t, time.Minute), host)
+		pass(10 * time.Minute)
+		f.views[0].setFault(nil)
+		if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Errorf("the storage is back, but Renew says %v", err)
+		}
+	})
+}
+
+func TestAccountOfBeforeIsInTheStorageSoon(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFleet(t, 0, nil)
+		alone := newManager(t, f.ca)
+		mustGet(t, alone, "a.example.com")
+		shutdown(t, alone)
+		m := f.add(t, nil)
+		if err := m.Unmarshal(alone.Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		m.TLSConfig()
+		get(m, "a.example.com") // its first use
+		pass(time.Minute)
+		f.add(t, listed("b.example.com"))
+		f.reach(f.members[1])
+		mustGet(t, f.members[1], "b.example.com")
+		wantCount(t, f.ca, "newAccount", 1)
+	})
+}

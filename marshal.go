@@ -911,7 +911,7 @@ func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record
 	switch {
 	case err == nil:
 		return records, nil
-	case errors.Is(err, journal.ErrVersion):
+	case errors.Is(err, journal.ErrVersion), errors.Is(err, shared.ErrForeign):
 		return nil, newStorageError("loading", kind, name, err)
 	}
 	m.mu.Lock()
@@ -1021,7 +1021,7 @@ func (m *Manager) outage(ctx context.Context, err error) error {
 	m.mu.Lock()
 	known := m.unwritten != nil
 	m.mu.Unlock()
-	if !known && m.probe() == nil {
+	if slow := errors.Is(err, context.DeadlineExceeded); !slow && !known && m.probe() == nil {
 		return err
 	}
 	err = fmt.Errorf("%w: %w", errAway, err)
@@ -1238,12 +1238,25 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 	return rec.Next, nil
 }
 
+// recovered sees whether what was found in Storage means that it works again.
+func (m *Manager) recovered() {
+	m.mu.Lock()
+	failed := m.unwritten != nil
+	m.mu.Unlock()
+	if failed && m.Storage != nil {
+		m.flush() // reports what came of it
+	}
+}
+
 // offerAllLocked offers Storage what it does not know of, if this process was alone
 // before: what is under way, and what is to be waited for. Certificates follow
 // one by one.
 func (m *Manager) offerAllLocked() {
 	if m.Storage == nil {
 		return
+	}
+	for name := range m.accounts {
+		m.offerLocked(journal.Delete(kindAccount, name).Key())
 	}
 	for name := range m.orders {
 		m.offerLocked(journal.Delete(kindOrder, name).Key())
@@ -1865,7 +1878,7 @@ func (m *Manager) status(name string) HostStatus {
 	if s.Err = h.lastError(); s.Err != nil {
 		s.Retry = h.trouble.Retry
 	} else if m.unwritten != nil && m.Storage != nil {
-		s.Err = &HostError{Host: name, Err: m.unwritten}
+		s.Err, s.Retry = &HostError{Host: name, Err: m.unwritten, Retry: m.writeAgain}, m.writeAgain
 	}
 	if h.next != nil && s.Err == nil {
 		s.Err = &HostError{Host: name, CA: s.CA, Err: errBare}

@@ -1375,6 +1375,8 @@ func (m *Manager) askFirst(f *flight) {
 	unread := m.pull(m.ctx, kindCert, f.host.name)
 	if errors.Is(unread, errAway) {
 		err = unread
+	} else if unread == nil {
+		m.recovered()
 	}
 	cert := m.overtaken(f)
 	m.mu.Lock()
@@ -1567,6 +1569,7 @@ func (m *Manager) takeOff(f *flight, hello *tls.ClientHelloInfo) (release func()
 		if err := m.admitted(f, hello); err != nil || m.overtaken(f) != nil {
 			return release, err
 		}
+		m.recovered()
 		if err := m.hindrance(f); err != nil {
 			return release, err
 		}

@@ -17,8 +17,11 @@ import (
 	"example.com/letsencrypt/internal/journal"
 )
 
-// ErrDamaged is returned for a value that is not what was stored.
-var ErrDamaged = errors.New("the value is damaged")
+// The errors of Decode.
+var (
+	ErrDamaged = errors.New("the value is damaged")                                                  // it is not what was stored
+	ErrForeign = errors.New("the value is none of ours: perhaps it is sealed, or another program's") // and must not be replaced
+)
 
 // Key returns the key of the record of a kind and name.
 func Key(kind, name string) string { return "letsencrypt/" + kind + "/" + escape(name) }
@@ -69,13 +72,15 @@ func Encode(rs ...journal.Record) []byte {
 
 // Decode returns the records of a value that was loaded for a kind and name: that
 // one last, before it those of other kinds that belong to it. It returns
-// [journal.ErrVersion] for what a later version of this package wrote, and
-// ErrDamaged for what is nothing of the sort.
+// [journal.ErrVersion] for what a later version of this package wrote, ErrDamaged for
+// what is left of something of ours, and ErrForeign for anything else.
 func Decode(value []byte, kind, name string) ([]journal.Record, error) {
 	rs, damaged, err := journal.Split(string(value))
 	switch {
 	case errors.Is(err, journal.ErrVersion):
 		return nil, err
+	case err != nil && !isTorn(value):
+		return nil, ErrForeign
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	case damaged > 0:
@@ -90,6 +95,12 @@ func Decode(value []byte, kind, name string) ([]journal.Record, error) {
 	rs = slices.Sorted(l.All())
 	rs = slices.DeleteFunc(rs, func(r journal.Record) bool { return r.Kind() == kind })
 	return append(rs, own), nil
+}
+
+// isTorn reports whether a value may be the beginning of one of ours.
+func isTorn(value []byte) bool {
+	const ours = "letsencrypt "
+	return strings.HasPrefix(string(value), ours) || strings.HasPrefix(ours, string(value)) || strings.Trim(string(value), "\x00") == ""
 }
 
 // Split returns the kind and the name of a record by its key.

@@ -195,11 +195,9 @@ func TestDecode(t *testing.T) {
 		{"another host's, too", value(cert, other), []journal.Record{cert}},
 
 		{"nothing", "", nil},
-		{"a newline", "\n", nil},
 		{"the header alone", value(), nil},
-		{"JSON", `{"cert":"example.com"}`, nil},
-		{"another program's", "certificates 1\n" + string(cert) + "\n", nil},
-		{"no header", string(cert) + "\n", nil},
+		{"what a torn write left", "letsen", nil},
+		{"what a crash left", "\x00\x00\x00", nil},
 		{"another kind", value(order), nil},
 		{"another name", value(other), nil},
 		{"a deleted one", value(deleted), nil},
@@ -215,6 +213,16 @@ func TestDecode(t *testing.T) {
 		}
 		if tt.want != nil && (err != nil || !slices.Equal(got, tt.want)) {
 			t.Errorf("%s: Decode = %q, %v, want %q", tt.what, got, err, tt.want)
+		}
+	}
+}
+
+// What is sealed, or another program's, must not be taken for nothing, and then
+// be replaced.
+func TestDecodeForeign(t *testing.T) {
+	for _, v := range []string{"\x01\x02sealed", "\n", `{"cert":"example.com"}`, "certificates 1\n" + string(cert) + "\n", string(cert) + "\n"} {
+		if got, err := Decode([]byte(v), "cert", "example.com"); !errors.Is(err, ErrForeign) || errors.Is(err, ErrDamaged) || got != nil {
+			t.Errorf("Decode(%q) = %q, %v, want ErrForeign", v, got, err)
 		}
 	}
 }
