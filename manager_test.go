@@ -7045,3 +7045,44 @@ func TestAccountOfBeforeIsInTheStorageSoon(t *testing.T) {
 		wantCount(t, f.ca, "newAccount", 1)
 	})
 }
+
+func TestOrderThatIsTakenOverKeepsItsChallenge(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(8)
+		f := newFleet(t, 2, listed(hosts...))
+		for i, m := range f.members {
+			if i == 1 {
+				f.reach(m)
+				f.ca.Change(func(c *catest.Config) { c.HTTP = m.HTTPHandler(nil) })
+			} else {
+				m.TLSConfig()
+				m.HTTPHandler(nil)
+			}
+		}
+		for _, host := range hosts {
+			// The first dies when its answer is in the storage, and its lock goes.
+			v := f.views[0]
+			v.setFault(func(_ context.Context, op, key string) error {
+				if op == "load" && strings.Contains(key, "/challenge/") {
+					return nil
+				}
+				if p := f.shelf.get("letsencrypt/challenge/" + host); p != nil {
+					return errAway
+				}
+				return nil
+			})
+			get(f.members[0], host)
+			answer := f.shelf.get("letsencrypt/challenge/" + host)
+			if answer == nil {
+				t.Fatal("the first member got no further than this")
+			}
+			f.views[1].loose = true
+			mustGet(t, f.members[1], host)
+			if typ := f.members[1].Status(host)[0].Challenge; !bytes.Contains(answer, []byte(typ)) {
+				t.Errorf("%s passed, but the answer was %s", typ, answer)
+			}
+			v.setFault(nil)
+			pass(time.Minute)
+		}
+	})
+}

@@ -217,6 +217,12 @@ func (m *Manager) answerElsewhere(host string) (p challenge.Pending, ok bool) {
 	if m.expects(host) == asking && !m.allowed(host) {
 		return p, false
 	}
+	return m.pending(host)
+}
+
+// pending returns the answer to a validation that a member of the fleet set up, and
+// that Storage has.
+func (m *Manager) pending(host string) (p challenge.Pending, ok bool) {
 	value, err := m.client.Load(m.ctx, shared.Key(kindChallenge, host))
 	if err != nil {
 		return p, false
@@ -372,6 +378,9 @@ func (s *solving) solve(ctx context.Context, auth *ca.Authorization, arrived cha
 	for _, ch := range auth.Challenges {
 		s.offered = s.offered || ch.Type == challenge.Persist01
 	}
+	if s.m.Storage != nil {
+		s.follow(auth)
+	}
 	ch, err := auth.Pick(s.types)
 	if f, ok := err.(*ca.Failure); ok && isWildcard(s.host) && s.m.DNS == nil {
 		err = &ca.Failure{Class: f.Class, Step: f.Step, Err: fmt.Errorf("%w; a wildcard needs dns-01: set the Manager's DNS to a provider", f.Err)}
@@ -381,6 +390,21 @@ func (s *solving) solve(ctx context.Context, auth *ca.Authorization, arrived cha
 	}
 	s.typ = ch.Type
 	return s.answer(ctx, ch, arrived)
+}
+
+// follow puts the type of challenge first that another member of the fleet has
+// answered for this authorization: it may have told the CA to validate that, or be
+// about to.
+func (s *solving) follow(auth *ca.Authorization) {
+	p, ok := s.m.pending(s.host)
+	if !ok {
+		return
+	}
+	for _, ch := range auth.Challenges {
+		if i := slices.Index(s.types, ch.Type); ch.Type == p.Type && ch.Token == p.Token && i > 0 {
+			s.types = slices.Insert(slices.Delete(s.types, i, i+1), 0, p.Type)
+		}
+	}
 }
 
 // answer sets up the answer to a challenge. A record of dns-01 that is not seen
