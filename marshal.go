@@ -1617,6 +1617,9 @@ func (m *Manager) job(f *flight, a *authority, client *ca.Client) (*job, error) 
 	}
 	ours := j.OrderURL
 	j.Keep = func(url string) error {
+		if err := m.unrivaled(h.name, begun); err != nil {
+			return err
+		}
 		ours = url
 		m.set(record(kindOrder, h.name, orderRecord{CA: a.Directory, Account: client.KID(), URL: url, Key: j.key, Made: time.Now().Unix()}))
 		if err := m.stored(kindOrder, h.name); err != nil {
@@ -1628,13 +1631,28 @@ func (m *Manager) job(f *flight, a *authority, client *ca.Client) (*job, error) 
 	return j, nil
 }
 
+// unrivaled returns an error if a member of the fleet that does not know of us has
+// kept an order for a host since we knew of this one, while ours was being made.
+func (m *Manager) unrivaled(host string, known orderRecord) error {
+	if err := m.pull(m.ctx, kindOrder, host); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o, ok := m.orders[host]; ok && (o.URL != known.URL || !bytes.Equal(o.Key, known.Key)) {
+		return fmt.Errorf("%w: it has the lock as well", errElsewhere)
+	}
+	return nil
+}
+
 // stillOurs returns an error if a member of the fleet that does not know of us,
-// because one of us has lost the lock, has obtained the certificate, or made an
-// order. Then that is the one to finish, for both of us, with its key.
+// because one of us has lost the lock, has obtained the certificate or kept an
+// order, or if that can't be told. Such an order is the one to finish, for both of
+// us, with its key.
 func (m *Manager) stillOurs(ctx context.Context, f *flight, url string, key []byte) error {
 	for _, kind := range []string{kindOrder, kindCert} {
-		if m.pull(ctx, kind, f.host.name) != nil {
-			return nil // it was said; the order is kept, and we are the one who can finish it
+		if err := m.pull(ctx, kind, f.host.name); err != nil {
+			return err // the order is kept: it is finished when this can be known
 		}
 	}
 	m.mu.Lock()
