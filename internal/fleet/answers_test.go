@@ -16,29 +16,26 @@ func TestAnyMemberAnswers(t *testing.T) {
 			f := newFleet(t, engineNamed("dir"), pebble.Config{})
 			f.hosts = f.hosts[:1]
 			f.members = make([]*member, 2)
-			launch := func(number int) *member {
-				args := f.args(number)
-				args.Challenge = challenge
-				f.launch(args)
-				return f.member(number)
-			}
-			first := launch(0)
+			f.challenge = challenge
+			f.launch(0)
+			first := f.member(0)
 			f.balancer.hold()
 			asked := make(chan error, 1)
 			go func() {
-				_, err := f.once(served{0, f.hosts[0]})
+				_, err := f.once(t.Context(), served{0, f.hosts[0]})
 				asked <- err
 			}()
 			eventually(t, "a validation", func() bool { return f.balancer.waited() > 0 })
 			f.balancer.remove(first)
-			second := launch(1)
+			f.launch(1)
+			second := f.member(1)
 			released := time.Now()
 			f.balancer.open()
 			if err := <-asked; err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("served %v after the validation", time.Since(released).Round(time.Millisecond))
-			f.agree(f.visitAll(f.once))
+			f.agree(f.visitAll(released.Add(patience)))
 			if f.balancer.to(first) > 0 || f.balancer.to(second) == 0 {
 				t.Errorf("%d validations came to the first member and %d to the second, want 0 and some",
 					f.balancer.to(first), f.balancer.to(second))

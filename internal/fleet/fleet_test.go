@@ -1,15 +1,18 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,17 +23,20 @@ import (
 // A fleet is members that share an engine, and a CA that validates by way of a
 // balancer.
 type fleet struct {
-	t        *testing.T
-	ca       *pebble.Server
-	proxy    *pebble.Proxy // before the CA
-	roots    *x509.CertPool
-	engine   engine
-	addr     string          // the engine's
-	server   *servers.Server // nil for a folder
-	balancer *balancer
-	said     memberLog
-	hosts    []string
-	profile  string
+	t         *testing.T
+	ca        *pebble.Server
+	proxy     *pebble.Proxy // before the CA
+	roots     *x509.CertPool
+	engine    engine
+	addr      string          // the engine's
+	server    *servers.Server // nil for a folder
+	balancer  *balancer
+	said      memberLog
+	trail     trail
+	hosts     []string
+	profile   string
+	challenge string       // the only type that members can pass; "" means all
+	failed    atomic.Int64 // visits that persistently had to repeat
 
 	mu      sync.Mutex // guards members
 	members []*member  // by number, those that there are now
@@ -42,7 +48,7 @@ func newFleet(t *testing.T, e engine, config pebble.Config) *fleet {
 	config.DNSServer = startNames(t)
 	f := &fleet{t: t, ca: pebble.New(t, config), engine: e, balancer: newBalancer()}
 	var err error
-	if f.proxy, err = f.ca.Proxy(nil); err != nil {
+	if f.proxy, err = f.ca.Proxy(f.trail.note(nil)); err != nil {
 		t.Fatal(err)
 	}
 	if f.roots, err = f.ca.Roots(t.Context()); err != nil {
@@ -105,6 +111,7 @@ func (f *fleet) args(number int) memberArgs {
 		Directory: f.proxy.Directory(),
 		APICert:   f.ca.APICert(),
 		Profile:   f.profile,
+		Challenge: f.challenge,
 		Hosts:     f.hosts,
 	}
 }
@@ -115,7 +122,7 @@ func (f *fleet) start(n int) {
 	f.members = make([]*member, n)
 	var running sync.WaitGroup
 	for i := range n {
-		running.Go(func() { f.launch(f.args(i)) })
+		running.Go(func() { f.launch(i) })
 	}
 	running.Wait()
 	if f.members = slices.DeleteFunc(f.members, func(m *member) bool { return m == nil }); len(f.members) < n {
@@ -124,15 +131,15 @@ func (f *fleet) start(n int) {
 }
 
 // launch starts a member, in the place of the one that had its number.
-func (f *fleet) launch(args memberArgs) {
+func (f *fleet) launch(number int) {
 	f.t.Helper()
-	m, err := startMember(f.t.Context(), args, &f.said)
+	m, err := startMember(f.t.Context(), f.args(number), &f.said)
 	if err != nil {
 		f.t.Error(err)
 		return
 	}
 	f.mu.Lock()
-	f.members[args.Number] = m
+	f.members[number] = m
 	f.mu.Unlock()
 	f.balancer.add(m)
 }
@@ -143,9 +150,9 @@ type served struct {
 	host   string
 }
 
-// visitAll visits all members for all hosts at the same moment, and returns the
-// serial numbers of what they serve.
-func (f *fleet) visitAll(visit func(s served) (*x509.Certificate, error)) map[served]string {
+// visitAll visits all members for all hosts at the same moment, each until it is
+// served, and returns the serial numbers of what it is served.
+func (f *fleet) visitAll(deadline time.Time) map[served]string {
 	var mu sync.Mutex // guards serials
 	serials := make(map[served]string)
 	var running sync.WaitGroup
@@ -155,7 +162,7 @@ func (f *fleet) visitAll(visit func(s served) (*x509.Certificate, error)) map[se
 			running.Go(func() {
 				<-begin
 				s := served{m.number, host}
-				leaf, err := visit(s)
+				leaf, err := f.persistently(s, deadline)
 				if err != nil {
 					f.t.Errorf("member %d, %s: %v", s.member, host, err)
 					return
@@ -169,6 +176,27 @@ func (f *fleet) visitAll(visit func(s served) (*x509.Certificate, error)) map[se
 	close(begin)
 	running.Wait()
 	return serials
+}
+
+// persistently visits a member again and again until it serves the host.
+func (f *fleet) persistently(s served, deadline time.Time) (leaf *x509.Certificate, err error) {
+	ctx, cancel := context.WithDeadline(f.t.Context(), deadline)
+	defer cancel()
+	for ctx.Err() == nil {
+		if leaf, err = f.once(ctx, s); err == nil {
+			return leaf, nil
+		}
+		f.failed.Add(1)
+		wait(ctx, time.Second/2+rand.N(time.Second))
+	}
+	return nil, cmp.Or(err, ctx.Err())
+}
+
+// once visits a member as a client does that has patience.
+func (f *fleet) once(ctx context.Context, s served) (*x509.Certificate, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return f.visit(ctx, f.member(s.member).HTTPS, s.host)
 }
 
 // visit makes a connection, verifies the chain for the host and returns the leaf.
@@ -190,11 +218,12 @@ func (f *fleet) visit(ctx context.Context, addr, host string) (*x509.Certificate
 	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
 }
 
-// once visits a member as clients do, who come once and have patience.
-func (f *fleet) once(s served) (*x509.Certificate, error) {
-	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
-	defer cancel()
-	return f.visit(ctx, f.member(s.member).HTTPS, s.host)
+// wait lets time pass, while ctx lasts.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
 }
 
 // agree checks that all members serve one and the same certificate for a host,
@@ -231,8 +260,9 @@ func TestFleet(t *testing.T) {
 		f := newFleet(t, e, pebble.Config{ValidationSleep: sleep})
 		f.start(members)
 		began := time.Now()
-		serials := f.visitAll(f.once)
-		t.Logf("%d handshakes in %v, %d orders", members*hosts, time.Since(began).Round(time.Millisecond), f.ca.Orders())
+		serials := f.visitAll(began.Add(recovery))
+		t.Logf("%d hosts at %d members in %v, %d handshakes had to be repeated; %d orders",
+			hosts, members, time.Since(began).Round(time.Millisecond), f.failed.Load(), f.ca.Orders())
 		f.agree(serials)
 		if issued, accounts := len(f.ca.Issued()), f.ca.Accounts(); issued != hosts || accounts != 1 {
 			t.Errorf("%d certificates and %d accounts, want %d and 1", issued, accounts, hosts)

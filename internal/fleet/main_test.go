@@ -32,8 +32,10 @@ const (
 	hosts   = 50
 )
 
-// patience is how long to wait for what is sure to come, on the slowest machine.
-const patience = 60 * time.Second
+const (
+	patience = 60 * time.Second // with what is sure to come, on the slowest machine
+	recovery = 2 * time.Minute  // until all must be well, whatever happened
+)
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(roleVar); role != "" {

@@ -1,9 +1,7 @@
 package fleet
 
 import (
-	"cmp"
 	"context"
-	"crypto/x509"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -15,10 +13,8 @@ import (
 	"example.com/letsencrypt/internal/pebble"
 )
 
-const (
-	recovery   = 2 * time.Minute  // after the last kill all must be well again
-	standstill = 20 * time.Second // of a member that is stopped: its locks last for 15
-)
+// standstill is how long a member is stopped: its locks last for 15 seconds.
+const standstill = 20 * time.Second
 
 // TestFleetSurvives kills members while they have orders under way, and so hold
 // locks, stops one for longer than a lock lasts, and restarts the engine, while
@@ -28,19 +24,21 @@ func TestFleetSurvives(t *testing.T) {
 	each(t, func(t *testing.T, e engine) {
 		t.Logf("-seed %d", *seed)
 		f := newFleet(t, e, pebble.Config{ValidationSleep: 3})
+		c := &chaos{fleet: f, rand: rand.New(rand.NewPCG(*seed, uint64(e.name[0])))}
+		// Pebble 2.10.1 stands still for good when a second challenge of an
+		// authorization is accepted too late, as by a member that was stopped.
+		f.challenge = []string{"tls-alpn-01", "http-01"}[c.rand.IntN(2)]
 		f.start(members)
-		c := &chaos{fleet: f, rand: rand.New(rand.NewPCG(*seed, 0))}
 		stopAsking := f.ask(span(15*time.Second, time.Minute))
 		last := c.reign()
 		stopAsking()
 
-		deadline := last.Add(recovery)
-		f.agree(f.visitAll(func(s served) (*x509.Certificate, error) { return f.persistently(s, deadline) }))
+		f.agree(f.visitAll(last.Add(recovery)))
 		issued := len(f.ca.Issued())
-		t.Logf("%d kills, all well %v after the last of them; %d certificates, %d more than hosts; %d orders",
-			c.kills, time.Since(last).Round(time.Second), issued, issued-hosts, f.ca.Orders())
+		t.Logf("%s: %d kills, all well %v after the last of them; %d certificates, %d more than hosts; %d orders",
+			f.challenge, c.kills, time.Since(last).Round(time.Second), issued, issued-hosts, f.ca.Orders())
 		if issued != hosts {
-			t.Errorf("%d certificates issued for %d hosts", issued, hosts)
+			t.Errorf("%d certificates issued for %d hosts:\n%s", issued, hosts, f.twice())
 		}
 	})
 }
@@ -57,7 +55,7 @@ func (f *fleet) ask(span time.Duration) (stop func()) {
 			running.Go(func() {
 				wait(ctx, time.Until(first))
 				for ctx.Err() == nil {
-					if _, err := f.briefly(ctx, served{number, host}); err == nil {
+					if _, err := f.once(ctx, served{number, host}); err == nil {
 						return
 					}
 					wait(ctx, 2*time.Second)
@@ -71,32 +69,25 @@ func (f *fleet) ask(span time.Duration) (stop func()) {
 	}
 }
 
-// briefly visits a member that may be about to die.
-func (f *fleet) briefly(ctx context.Context, s served) (*x509.Certificate, error) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	return f.visit(ctx, f.member(s.member).HTTPS, s.host)
-}
-
-// persistently visits a member again and again until it serves the host.
-func (f *fleet) persistently(s served, deadline time.Time) (leaf *x509.Certificate, err error) {
-	ctx, cancel := context.WithDeadline(f.t.Context(), deadline)
-	defer cancel()
-	for ctx.Err() == nil {
-		if leaf, err = f.briefly(ctx, s); err == nil {
-			return leaf, nil
+// twice returns what is known of hosts for which more certificates were issued
+// than one.
+func (f *fleet) twice() string {
+	leaves, err := f.ca.Certificates(f.t.Context())
+	if err != nil {
+		f.t.Error(err)
+	}
+	orders := make(map[string][]string)
+	for i, issued := range f.ca.Issued() {
+		host := leaves[i].DNSNames[0]
+		orders[host] = append(orders[host], issued.Order)
+	}
+	var all string
+	for host, of := range orders {
+		if len(of) > 1 {
+			all += f.trail.about(host, of)
 		}
-		wait(ctx, time.Second/2+rand.N(time.Second))
 	}
-	return nil, cmp.Or(err, ctx.Err())
-}
-
-// wait lets time pass, if ctx does.
-func wait(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
+	return all
 }
 
 // A chaos is the trouble that a fleet has.
@@ -122,10 +113,10 @@ func (c *chaos) reign() time.Time {
 		case kills / 2:
 			c.restartEngine(outage)
 		}
-		m := c.inOrder((*member).kill)
+		m := c.inOrder(c.kill)
 		c.kills++
 		c.balancer.remove(m)
-		c.launch(c.args(m.number))
+		c.launch(m.number)
 	}
 	last := time.Now()
 	stopped.Wait()
@@ -137,13 +128,22 @@ func (c *chaos) restartEngine(outage time.Duration) {
 	if c.server == nil {
 		return
 	}
+	c.trail.add("", "the engine is killed")
 	c.server.Kill(c.t)
 	wait(c.t.Context(), outage)
 	c.server.Restart(c.t)
+	c.trail.add("", "the engine is there again")
+}
+
+// kill kills a member.
+func (c *chaos) kill(m *member) {
+	c.trail.add("", "member %d is killed", m.number)
+	m.kill()
 }
 
 // stop has a member stand still. Balancers notice.
 func (c *chaos) stop(m *member) {
+	c.trail.add("", "member %d is stopped", m.number)
 	if err := m.stop(); err != nil {
 		c.t.Errorf("stopping member %d: %v", m.number, err)
 	}
@@ -157,6 +157,7 @@ func (c *chaos) goOn(m *member) {
 	case <-m.done:
 		return
 	}
+	c.trail.add("", "member %d goes on", m.number)
 	if err := m.goOn(); err != nil && !isClosed(m.done) {
 		c.t.Errorf("letting member %d go on: %v", m.number, err)
 	}
@@ -182,7 +183,7 @@ func (c *chaos) inOrder(do func(*member)) *member {
 		countdown -= by
 		return was > 0 && countdown <= 0
 	}
-	c.proxy.SetFault(func(r *http.Request, e pebble.Endpoint, _ int) pebble.Reply {
+	c.proxy.SetFault(c.trail.note(func(r *http.Request, e pebble.Endpoint, _ int) pebble.Reply {
 		if !slices.Contains(atWork, e) || !hit(1) {
 			return nil
 		}
@@ -197,8 +198,8 @@ func (c *chaos) inOrder(do func(*member)) *member {
 			}
 			pebble.Drop(w, r, ca)
 		}
-	})
-	defer c.proxy.SetFault(nil)
+	}))
+	defer c.proxy.SetFault(c.trail.note(nil))
 	select {
 	case m := <-done:
 		return m
