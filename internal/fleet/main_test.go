@@ -9,7 +9,7 @@
 //
 // Its long form takes some ten minutes:
 //
-//	go test ./internal/fleet -args -long
+//	go test -timeout 30m ./internal/fleet -args -long
 package fleet
 
 import (
