@@ -7016,6 +7016,7 @@ func TestRenewAfterAnOutageNeedNotWait(t *testing.T) {
 		const host = "a.example.com"
 		f := newFleet(t, 1, listed(host))
 		mustGet(t, f.members[0], host)
+		synctest.Wait() // it has given the lock back
 		f.views[0].setFault(away)
 		f.members[0].Renew(deadline(t, time.Minute), host)
 		pass(10 * time.Minute)

@@ -598,7 +598,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		if r, ok := m.log.Get(kindMoment, name); ok {
 			m.applyLocked(r)
 		}
-		if m.adopting && m.started { // another member made it
+		if m.Storage != nil && m.adopting && m.started { // another member made it
 			h.poll = time.Now().Add(mathrand.N(pollSoon)).UnixNano()
 			if h.trouble != nil {
 				m.setLocked(journal.Delete(kindBackoff, name))
