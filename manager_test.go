@@ -5528,7 +5528,7 @@ type shelf struct {
 type view struct {
 	*shelf
 	fault func(ctx context.Context, op, key string) error // before it is done; nil: none
-	loose bool                                            // it has every lock that it asks for
+	loose atomic.Bool                                     // it has every lock that it asks for
 }
 
 func (s *shelf) do(v *view, ctx context.Context, op, key string, f func()) error {
@@ -5601,7 +5601,7 @@ func (v *view) Lock(ctx context.Context, name string) error {
 	for {
 		var held chan struct{}
 		err := v.do(v, ctx, "lock", name, func() {
-			if held = v.locks[name]; held == nil || v.loose {
+			if held = v.locks[name]; held == nil || v.loose.Load() {
 				v.locks[name], held = make(chan struct{}), nil
 			}
 		})
@@ -5923,7 +5923,7 @@ func TestLostLocksCostNoCertificate(t *testing.T) {
 		f := newFleet(t, 2, listed(hosts...))
 		f.ca.ValidationTakes = 3 * time.Second
 		for _, v := range f.views {
-			v.loose = true
+			v.loose.Store(true)
 		}
 		var wg sync.WaitGroup
 		for _, m := range f.members {
@@ -5959,7 +5959,8 @@ func twoHolders(t *testing.T, stall string, reuse bool) {
 	const host, other = "a.example.com", "b.example.com"
 	f := newFleet(t, 2, listed(host, other))
 	f.ca.OrderReuse = reuse
-	f.views[0].loose, f.views[1].loose = true, true
+	f.views[0].loose.Store(true)
+	f.views[1].loose.Store(true)
 	if reuse {
 		mustGet(t, f.members[0], other) // both are to have one account
 	}
@@ -6505,7 +6506,7 @@ func TestRevocationWaitsThoughTheHostIsOutOfMemory(t *testing.T) {
 		blob := f.members[0].Marshal() // it crashes here, and its locks are free
 		f.views[0].setFault(away)
 		late := f.add(t, func(m *letsencrypt.Manager) { m.CacheSize = 1 })
-		f.views[1].loose = true
+		f.views[1].loose.Store(true)
 		allowAll(late)
 		if err := late.Unmarshal(blob); err != nil {
 			t.Fatal(err)
@@ -6718,7 +6719,8 @@ func TestMemberThatComesBackPutsNothingOldInPlaceOfNew(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const host = "a.example.com"
 		f := newFleet(t, 2, listed(host))
-		f.views[0].loose, f.views[1].loose = true, true // a lock dies with the connection
+		f.views[0].loose.Store(true) // a lock dies with the connection
+		f.views[1].loose.Store(true)
 		var gone atomic.Bool
 		f.views[0].setFault(func(_ context.Context, op, key string) error {
 			if gone.Load() || op == "store" && strings.Contains(key, "/cert/") {
@@ -6963,9 +6965,10 @@ func TestOutageInTheMidstOfAnOrderIsNotTheHostsFault(t *testing.T) {
 		f := newFleet(t, 1, listed(host, other))
 		m, v := f.members[0], f.views[0]
 		mustGet(t, m, other)
-		began := false
+		var began atomic.Bool
 		v.setFault(func(_ context.Context, op, key string) error {
-			if began = began || op == "store" && strings.Contains(key, "/challenge/"); began {
+			if began.Load() || op == "store" && strings.Contains(key, "/challenge/") {
+				began.Store(true)
 				return errAway
 			}
 			return nil
@@ -7082,7 +7085,7 @@ func takeOverOrder(t *testing.T) {
 	if answer == nil {
 		t.Fatal("the first member got no further than this")
 	}
-	f.views[1].loose = true
+	f.views[1].loose.Store(true)
 	mustGet(t, f.members[1], host)
 	if typ := f.members[1].Status(host)[0].Challenge; !bytes.Contains(answer, []byte(typ)) {
 		t.Errorf("%s passed, but the answer was %s", typ, answer)
