@@ -339,7 +339,7 @@ type host struct {
 	leaf   atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
 	marks  atomic.Uint32                   // asked and used
 	next   *stapled                        // takes the leaf's place with its first staple, or when that dies; mostly nil
-	before *certRecord                     // of the leaf, while the state has another; mostly nil
+	before *chainRecord                    // of the leaf, while the state has another; mostly nil
 
 	notBefore, notAfter int64 // of the certificate, Unix seconds; zero: there is none
 	renewal             int64 // its moment, Unix nanoseconds

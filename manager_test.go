@@ -41,6 +41,7 @@ import (
 
 	"example.com/letsencrypt"
 	"example.com/letsencrypt/internal/catest"
+	"example.com/letsencrypt/internal/certs"
 	"example.com/letsencrypt/internal/journal"
 	"example.com/letsencrypt/internal/shared"
 	"golang.org/x/crypto/acme"
@@ -4026,7 +4027,7 @@ func keyOf(t *testing.T, m *letsencrypt.Manager, host string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	der, err := certs.MarshalKey(cert.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ const (
 	kindAccount  = "account"  // ca.Credentials, by directory URL
 	kindBackoff  = "backoff"  // trouble, by host
 	kindCert     = "cert"     // certRecord, by host; its fields are notBefore and notAfter in Unix seconds
-	kindChain    = "chain"    // the certificates above a leaf, [][]byte, by hash
+	kindChain    = "chain"    // chainRecord, by hash
 	kindHosts    = "hosts"    // the list, []string
 	kindLimit    = "limit"    // bucket.Level, by the bucket's name
 	kindMoment   = "ari"      // momentRecord, by host
@@ -66,14 +66,24 @@ type registration struct {
 }
 
 type certRecord struct {
-	Chain     string `json:"chain"` // hash of what is above the leaf
-	CA        string `json:"ca,omitempty"`
-	Account   string `json:"account,omitempty"`
-	Profile   string `json:"profile,omitempty"`
-	Challenge string `json:"challenge,omitempty"` // the type that was passed
-	Stapled   bool   `json:"stapled,omitempty"`   // it names an OCSP responder
-	Leaf      []byte `json:"leaf"`
-	Key       []byte `json:"key"` // PKCS #8
+	Chain string `json:"chain"` // hash of the chainRecord
+	Leaf  []byte `json:"leaf"`
+	Key   []byte `json:"key"` // PKCS #8
+
+	chainRecord // read from there; here only in what the first versions wrote
+}
+
+// A chainRecord is what most certificates have in common. There is one for all
+// that came in the same way.
+type chainRecord struct {
+	Above     [][]byte `json:"above,omitempty"` // the certificates above the leaf
+	CA        string   `json:"ca,omitempty"`
+	Account   string   `json:"account,omitempty"`
+	Profile   string   `json:"profile,omitempty"`
+	Challenge string   `json:"challenge,omitempty"` // the type that was passed
+	Stapled   bool     `json:"stapled,omitempty"`   // they name an OCSP responder
+
+	old bool // the first versions had nothing here but Above
 }
 
 type orderRecord struct {
@@ -155,7 +165,7 @@ type keeping struct {
 	notified time.Time // when watch was last
 	owed     bool      // something has changed since
 
-	chains map[string][][]byte // above the leaves, by hash
+	chains map[string]chainRecord // those in use, by hash
 }
 
 // sharing is what of the state goes to Storage, and what comes from there. It is
@@ -968,8 +978,11 @@ func (m *Manager) bare(ctx context.Context, name string, records []journal.Recor
 		return nil
 	}
 	var rec certRecord
-	var above [][]byte
-	if json.Unmarshal([]byte(r.JSON()), &rec) != nil || !rec.Stapled || json.Unmarshal([]byte(records[0].JSON()), &above) != nil {
+	if json.Unmarshal([]byte(r.JSON()), &rec) != nil {
+		return nil
+	}
+	chain, err := parseChain(records[0])
+	if rec.came(chain); err != nil || !rec.Stapled {
 		return nil
 	}
 	leaf, err := x509.ParseCertificate(rec.Leaf)
@@ -980,7 +993,7 @@ func (m *Manager) bare(ctx context.Context, name string, records []journal.Recor
 	if err != nil {
 		return nil
 	}
-	s := newStapled(h, m.authority(rec.CA), &tls.Certificate{Certificate: append([][]byte{rec.Leaf}, above...), PrivateKey: key}, true)
+	s := newStapled(h, m.authority(rec.CA), rec.certificate(key), true)
 	if m.keptStaple(s) != nil {
 		return nil
 	}
@@ -1695,7 +1708,7 @@ func (m *Manager) newKey() (crypto.Signer, []byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("NewKey: %w", err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	der, err := certs.MarshalKey(key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("NewKey made a key that can't be kept: %w", err)
 	}
@@ -1708,27 +1721,28 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	if err != nil {
 		return nil, err
 	}
-	rec := certRecord{CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Stapled: certs.HasResponder(c.Leaf), Key: key}
-	records := append(certRecords(h.name, rec, c.Chain, c.Leaf), journal.Delete(kindOrder, h.name))
-	if _, ok := m.log.Get(kindChain, records[0].Name()); ok {
+	from := chainRecord{Above: c.Chain[1:], CA: a.Directory, Account: client.KID(), Profile: c.Profile, Challenge: c.Challenge, Stapled: certs.HasResponder(c.Leaf)}
+	records := append(certRecords(h.name, from, c.Leaf, key), journal.Delete(kindOrder, h.name))
+	chain := records[0].Name()
+	if _, ok := m.log.Get(kindChain, chain); ok {
 		records = records[1:] // most hosts have the same one
 	}
 	before, _, _ := m.readCert(h.name)
 	old := m.predecessor(h, c.Leaf)
 	m.mu.Lock()
 	if h.next == nil { // else what is served is from before that
-		h.before = &certRecord{CA: before.CA, Account: before.Account} // and no key
+		h.before = &before.chainRecord
 	}
 	m.putLocked(records...)
 	delete(m.orders, h.name)
 	m.mu.Unlock()
 	m.flushHost(h.name) // if it fails it says so, and is tried again; the certificate serves meanwhile
 	cert := &tls.Certificate{Certificate: c.Chain, PrivateKey: signer}
-	if above, err := m.readChain(chainHash(c.Chain[1:])); err == nil {
-		cert.Certificate = append(c.Chain[:1:1], above...)
+	if shared, err := m.readChain(chain); err == nil {
+		cert.Certificate = append(c.Chain[:1:1], shared.Above...)
 	}
-	s := newStapled(h, a, cert, rec.Stapled)
-	if rec.Stapled && certs.MustStaple(c.Leaf) {
+	s := newStapled(h, a, cert, from.Stapled)
+	if from.Stapled && certs.MustStaple(c.Leaf) {
 		ctx, cancel := context.WithTimeout(m.ctx, stapleWait)
 		defer cancel()
 		if resp, err := m.fetchStaple(ctx, s); err == nil && !resp.Revoked {
@@ -1807,21 +1821,23 @@ func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
 	h.leaf.Store(leaf)
 }
 
-// certRecords returns the records that keep a certificate.
-func certRecords(host string, rec certRecord, chain [][]byte, leaf *x509.Certificate) []journal.Record {
-	above := record(kindChain, chainHash(chain[1:]), chain[1:])
-	rec.Chain, rec.Leaf = chainHash(chain[1:]), chain[0]
-	return []journal.Record{above, record(kindCert, host, rec, leaf.NotBefore.Unix(), leaf.NotAfter.Unix())}
+// certRecords returns the records that keep a certificate, its chain's first.
+func certRecords(host string, from chainRecord, leaf *x509.Certificate, key []byte) []journal.Record {
+	value, err := json.Marshal(from)
+	if err != nil {
+		panic("letsencrypt: internal error: " + err.Error()) // it always marshals
+	}
+	sum := sha256.Sum256(value)
+	rec := certRecord{Chain: hex.EncodeToString(sum[:16]), Leaf: leaf.Raw, Key: key}
+	return []journal.Record{
+		journal.Format(kindChain, rec.Chain, nil, value),
+		record(kindCert, host, rec, leaf.NotBefore.Unix(), leaf.NotAfter.Unix()),
+	}
 }
 
-func leafHash(der []byte) string { return chainHash([][]byte{der}) }
-
-func chainHash(chain [][]byte) string {
-	h := sha256.New()
-	for _, der := range chain {
-		h.Write(der)
-	}
-	return hex.EncodeToString(h.Sum(nil))
+func leafHash(der []byte) string {
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:])
 }
 
 // readCert returns the certificate that the state has for the host.
@@ -1838,15 +1854,30 @@ func (m *Manager) readCert(host string) (certRecord, *tls.Certificate, error) {
 	if err != nil {
 		return rec, nil, fmt.Errorf("reading the key that is kept: %w", err)
 	}
-	above, err := m.readChain(rec.Chain)
+	chain, err := m.readChain(rec.Chain)
 	if err != nil {
 		return rec, nil, err
 	}
-	return rec, &tls.Certificate{Certificate: append([][]byte{rec.Leaf}, above...), PrivateKey: key}, nil
+	rec.came(chain)
+	return rec, rec.certificate(key), nil
+}
+
+// came notes how a certificate came in.
+func (r *certRecord) came(from chainRecord) {
+	if from.old {
+		r.Above = from.Above
+		return
+	}
+	r.chainRecord = from
+}
+
+// certificate returns what clients are given.
+func (r *certRecord) certificate(key crypto.Signer) *tls.Certificate {
+	return &tls.Certificate{Certificate: append([][]byte{r.Leaf}, r.Above...), PrivateKey: key}
 }
 
 // readChain returns the chain with the given hash. All hosts share one copy.
-func (m *Manager) readChain(hash string) ([][]byte, error) {
+func (m *Manager) readChain(hash string) (chainRecord, error) {
 	m.mu.Lock()
 	chain, ok := m.chains[hash]
 	m.mu.Unlock()
@@ -1855,18 +1886,27 @@ func (m *Manager) readChain(hash string) ([][]byte, error) {
 	}
 	r, ok := m.log.Get(kindChain, hash)
 	if !ok {
-		return nil, fmt.Errorf("the chain %s of the certificate that is kept is not", hash)
+		return chain, fmt.Errorf("the chain %s of the certificate that is kept is not", hash)
 	}
-	if err := json.Unmarshal([]byte(r.JSON()), &chain); err != nil {
-		return nil, fmt.Errorf("reading the chain that is kept: %w", err)
+	chain, err := parseChain(r)
+	if err != nil {
+		return chain, fmt.Errorf("reading the chain that is kept: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.chains == nil {
-		m.chains = make(map[string][][]byte)
+		m.chains = make(map[string]chainRecord)
 	}
 	m.chains[hash] = chain
 	return chain, nil
+}
+
+func parseChain(r journal.Record) (chain chainRecord, err error) {
+	if strings.HasPrefix(r.JSON(), "[") {
+		chain.old = true
+		return chain, json.Unmarshal([]byte(r.JSON()), &chain.Above)
+	}
+	return chain, json.Unmarshal([]byte(r.JSON()), &chain)
 }
 
 func (m *Manager) status(name string) HostStatus {
@@ -2289,7 +2329,7 @@ func importPEM(host, chain, key string) ([]journal.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	der, err := certs.MarshalKey(pair.PrivateKey)
 	if err != nil {
 		return nil, err
 	}
@@ -2298,5 +2338,6 @@ func importPEM(host, chain, key string) ([]journal.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return certRecords(host, certRecord{Stapled: certs.HasResponder(leaf), Key: der}, pair.Certificate, leaf), nil
+	from := chainRecord{Above: pair.Certificate[1:], Stapled: certs.HasResponder(leaf)}
+	return certRecords(host, from, leaf, der), nil
 }

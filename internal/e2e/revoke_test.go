@@ -81,7 +81,7 @@ func privateKey(t *testing.T, m *letsencrypt.Manager, host string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	der, err := certs.MarshalKey(cert.PrivateKey)
 	return must(t, der, err)
 }
 
