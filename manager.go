@@ -659,10 +659,7 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
-	for len(s.types) > 0 {
-		if len(errs) > 0 && !m.another() {
-			break
-		}
+	for len(s.types) > 0 && (len(errs) == 0 || m.another()) {
 		j, err := m.job(f, a, client)
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
@@ -675,6 +672,9 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 		if errors.Is(err, errElsewhere) && !adopted && m.resumable(f.host, a, client) {
 			adopted = true
 			continue
+		}
+		if cert := m.theirs(f, err); cert != nil {
+			return cert, nil
 		}
 		errs = append(errs, m.orderFailed(f.host, s.typ, err.(*ca.Failure), s.late))
 		if err.(*ca.Failure).Class != ca.Validation || !s.another() {

@@ -5985,6 +5985,58 @@ func twoHolders(t *testing.T, stall string, reuse bool) {
 	}
 }
 
+// TestOrderOfTwoKeys has a member keep the order that another, which has the lock
+// as well, has just looked at for the last time before it finalizes it. That is
+// the one that obtains the certificate, and the first gets it from there.
+func TestOrderOfTwoKeys(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host, other = "a.example.com", "b.example.com"
+		f := newFleet(t, 2, listed(host, other))
+		f.ca.OrderReuse = true
+		mustGet(t, f.members[0], other) // both are to have one account
+		gate := make(chan struct{})
+		for i, v := range f.views {
+			v.loose.Store(true)
+			v.setFault(func(_ context.Context, op, key string) error {
+				switch {
+				case i == 0 && op == "store" && strings.Contains(key, "/order/"+host):
+					<-gate
+				case i == 1 && op == "store" && strings.Contains(key, "/cert/"+host):
+					time.Sleep(3 * time.Second)
+				}
+				return nil
+			})
+		}
+		var finalized atomic.Bool
+		f.ca.Fault(func(endpoint string, _ int, _ *http.Request) catest.Response {
+			switch {
+			case endpoint != "finalize":
+			case finalized.CompareAndSwap(false, true):
+				close(gate)
+				time.Sleep(time.Second / 10) // till the other is past its look as well
+			default:
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		var wg sync.WaitGroup
+		for _, m := range f.members {
+			wg.Go(func() { mustGet(t, m, host) })
+			synctest.Wait() // the first stands at the gate
+		}
+		wg.Wait()
+		f.wantSame(t, host)
+		if n := len(f.ca.Issued(host)); n != 1 {
+			t.Errorf("%d certificates, want 1", n)
+		}
+		for _, m := range f.members {
+			if s := m.Status(host)[0]; s.Err != nil {
+				t.Errorf("Status says %v", s.Err)
+			}
+		}
+	})
+}
+
 func TestLockThatDoesNotWait(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		hosts := hostNames(3)

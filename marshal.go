@@ -1677,6 +1677,28 @@ func (m *Manager) stillOurs(ctx context.Context, f *flight, url string, key []by
 	return nil
 }
 
+// theirs returns the certificate of another member of the fleet that finalized the
+// same order, with a key of its own, a moment before we did. It is about to store it.
+func (m *Manager) theirs(f *flight, err error) *tls.Certificate {
+	failed, ok := errors.AsType[*ca.Failure](err)
+	if m.Storage == nil || !ok || !failed.Unusable() {
+		return nil
+	}
+	for n := 1; n <= looks; n++ {
+		if m.pull(m.ctx, kindCert, f.host.name) == nil {
+			if cert := m.overtaken(f); cert != nil {
+				return cert
+			}
+		}
+		select {
+		case <-time.After(backoff(n, lockFirst, lockMost)):
+		case <-m.ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
 // resumable reports whether the order for a host that we have is one that the
 // account at the CA can finish.
 func (m *Manager) resumable(h *host, a *authority, client *ca.Client) bool {

@@ -51,6 +51,7 @@ const (
 	lockFirst    = 250 * time.Millisecond // after Storage first did not give a lock; doubles
 	lockMost     = 5 * time.Second
 	unlocks      = 6                      // tries to give a lock back
+	looks        = 6                      // for the certificate of another member that has finalized our order
 	writeFirst   = 5 * time.Second        // after the state could first not be written, or Storage failed otherwise; doubles
 	pollSoon     = time.Hour              // after another member of the fleet made a certificate
 	catchUpEvery = 6 * time.Hour          // with what other members did for a host

@@ -153,10 +153,16 @@ func (e *ValidationError) Unwrap() error { return e.Err }
 // Resumable reports whether the order, if one was made, may still come to a
 // certificate that is of use.
 func (f *Failure) Resumable() bool {
-	_, bad := errors.AsType[*badCertificate](f.Err)
 	switch f.Class {
 	case Validation, Policy, NoAccount:
 		return false
 	}
-	return !bad
+	return !f.Unusable()
+}
+
+// Unusable reports whether the CA issued a certificate that is not what was asked
+// for: for another key, perhaps.
+func (f *Failure) Unusable() bool {
+	_, bad := errors.AsType[*badCertificate](f.Err)
+	return bad
 }

@@ -206,9 +206,8 @@ func (r *run) survive(ctx context.Context, err error) error {
 // pause sleeps off a fault that may pass, or returns it.
 func (r *run) pause(ctx context.Context, err error) error {
 	f := fail("talking to the CA", err).(*Failure)
-	_, bad := errors.AsType[*badCertificate](err)
 	wait := max(f.Retry, retryFirst<<r.faults)
-	passing := f.Passing() && !bad || problemIs(err, "orderNotReady")
+	passing := f.Passing() && !f.Unusable() || problemIs(err, "orderNotReady")
 	if r.faults++; !passing || r.faults > retries || wait > retryMost {
 		return err
 	}
