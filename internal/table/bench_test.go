@@ -102,7 +102,7 @@ func BenchmarkRebuild(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				t.rebuildLocked(0)
+				t.rebuildLocked(0, t.livingIn(0)*5/4)
 			}
 		})
 	}
