@@ -332,31 +332,32 @@ type Event struct {
 }
 
 // A host is a name that we hold a certificate for, or want one for, or failed
-// to obtain one for. But for the atomic fields it is guarded by m.mu.
+// to obtain one for. But for the atomic fields it is guarded by m.mu. There may be
+// a million: it has 128 bytes.
 type host struct {
-	name   string                          // canonical
-	place  queue.Item[*host]               // in m.due
-	leaf   atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
-	marks  atomic.Uint32                   // asked and used
-	next   *stapled                        // takes the leaf's place with its first staple, or when that dies; mostly nil
-	before *chainRecord                    // of the leaf, while the state has another; mostly nil
+	leaf  atomic.Pointer[tls.Certificate] // what clients are given; nil until the first asks
+	marks atomic.Uint32                   // asked and used
+	since uint32                          // when the certificate was obtained, Unix seconds modulo 1<<32; zero: before we started
+	name  string                          // canonical
+	place queue.Item[*host]               // in m.due
 
-	notBefore, notAfter int64 // of the certificate, Unix seconds; zero: there is none
-	renewal             int64 // its moment, Unix nanoseconds
-	poll                int64 // when the CA is next asked for that, Unix nanoseconds
-	polling             bool
-	since               time.Time // when the certificate was obtained; zero: before we started
-	early               int       // certificates in a row, up to this one, that were due at once
-	evicted, stored     bool      // the certificate is in Storage only; it is there, too
-	cached              bool      // the host is in m.cached
-	dead                bool      // and said to be
-	turnedBack          int       // in a row, because other members were at it
-	revoked             bool      // by the CA, as its OCSP responder says
-	redone              bool      // in place of one that was, and not yet said to be good
-	listed, managed     bool
-	trouble             *trouble  // nil while all is well
-	shut                time.Time // no CA takes an order for it before then
-	flight              *flight   // nil while there is none
+	notBefore, notAfter int64    // of the certificate, Unix seconds; zero: there is none
+	renewal             int64    // its moment, Unix nanoseconds
+	poll                int64    // when the CA is next asked for that, Unix nanoseconds
+	shut                instant  // no CA takes an order for it before then
+	next                *stapled // takes the leaf's place with its first staple, or when that dies; mostly nil
+	trouble             *trouble // nil while all is well
+	flight              *flight  // nil while there is none
+
+	early           uint16 // certificates in a row, up to this one, that were due at once
+	turnedBack      uint8  // in a row, because other members were at it
+	listed, managed bool
+	polling         bool // for renewal information
+	evicted, stored bool // the certificate is in Storage only; it is there, too
+	cached          bool // the host is in m.cached
+	dead            bool // and said to be
+	revoked         bool // by the CA, as its OCSP responder says
+	redone          bool // in place of one that was, and not yet said to be good
 }
 
 // begin makes the Manager ready for work, at its first use.

@@ -165,7 +165,8 @@ type keeping struct {
 	notified time.Time // when watch was last
 	owed     bool      // something has changed since
 
-	chains map[string]chainRecord // those in use, by hash
+	chains  map[string]chainRecord // those in use, by hash
+	befores map[*host]chainRecord  // of leaves that are served while the state has another
 }
 
 // sharing is what of the state goes to Storage, and what comes from there. It is
@@ -555,7 +556,8 @@ func (m *Manager) withdrawLocked(h *host) {
 	for _, kind := range []string{kindCert, kindMoment, kindStaple} {
 		m.forgetLocked(kind, h.name)
 	}
-	h.notBefore, h.notAfter, h.next, h.before = 0, 0, nil, nil
+	h.notBefore, h.notAfter, h.next = 0, 0, nil
+	delete(m.befores, h)
 	h.leaf.Store(nil)
 	m.requeueLocked(h)
 }
@@ -604,6 +606,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 			return
 		}
 		h.hold(notBefore, notAfter, nil)
+		delete(m.befores, h)
 		m.newest = max(m.newest, notBefore)
 		if r, ok := m.log.Get(kindMoment, name); ok {
 			m.applyLocked(r)
@@ -1753,7 +1756,10 @@ func (m *Manager) publish(h *host, a *authority, client *ca.Client, key []byte, 
 	old := m.predecessor(h, c.Leaf)
 	m.mu.Lock()
 	if h.next == nil { // else what is served is from before that
-		h.before = &before.chainRecord
+		if m.befores == nil {
+			m.befores = make(map[*host]chainRecord)
+		}
+		m.befores[h] = before.chainRecord
 	}
 	m.putLocked(records...)
 	delete(m.orders, h.name)
@@ -1794,7 +1800,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	kind, now := EventObtained, time.Now().Round(0)
 	var limits trouble // of the CAs that did not issue
 	if h.trouble != nil {
-		h.early = h.trouble.Early
+		h.early = uint16(h.trouble.Early)
 		limits.Noted, limits.Limits, limits.Paused, limits.Said = h.trouble.Noted, h.trouble.Limits, h.trouble.Paused, h.trouble.Said
 	}
 	for _, kind := range []string{kindBackoff, kindMoment} {
@@ -1817,13 +1823,14 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 		serve = cmp.Or(h.leaf.Load(), old)
 	}
 	h.redone = h.revoked
-	before := h.before
 	h.hold(c.Leaf.NotBefore.Unix(), c.Leaf.NotAfter.Unix(), serve)
 	if wait {
-		h.next, h.before, s.until = s, before, until
+		h.next, s.until = s, until
+	} else {
+		delete(m.befores, h)
 	}
 	h.unmark(asked | used)
-	h.since, h.poll = now, now.UnixNano()
+	h.since, h.poll = uint32(now.Unix()), now.UnixNano()
 	m.newest = max(m.newest, h.notBefore)
 	m.cacheLocked(h)
 	m.keepStapleLocked(s, now)
@@ -1836,7 +1843,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 // hold notes a new certificate. A nil leaf is read from the state when the
 // first client asks for it.
 func (h *host) hold(notBefore, notAfter int64, leaf *tls.Certificate) {
-	h.notBefore, h.notAfter, h.next, h.before = notBefore, notAfter, nil, nil
+	h.notBefore, h.notAfter, h.next = notBefore, notAfter, nil
 	h.evicted, h.stored, h.dead, h.revoked = false, false, false, false
 	h.turnedBack = 0
 	h.renewal = certs.RenewAt(time.Unix(notBefore, 0), time.Unix(notAfter, 0), mathrand.Float64()).UnixNano()
@@ -2003,8 +2010,10 @@ func (m *Manager) startRevocation(ctx context.Context, name string, reason acme.
 	}
 	m.mu.Lock()
 	err = m.markLocked(&marked, name, rec.CA, rec.Account, cert, reason)
-	if h := m.hosts.Get(name); err == nil && h != nil && h.before != nil && h.leaf.Load() != nil {
-		err = m.markLocked(&marked, name, h.before.CA, h.before.Account, h.leaf.Load(), reason)
+	if h := m.hosts.Get(name); err == nil && h != nil && h.leaf.Load() != nil {
+		if before, ok := m.befores[h]; ok {
+			err = m.markLocked(&marked, name, before.CA, before.Account, h.leaf.Load(), reason)
+		}
 	}
 	m.mu.Unlock()
 	for _, hash := range marked {

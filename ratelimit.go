@@ -237,6 +237,23 @@ func (h *host) mark(marks uint32) (first bool) { return h.marks.Or(marks)&asked 
 
 func (h *host) unmark(marks uint32) { h.marks.And(^marks) }
 
+// An instant is a time in Unix nanoseconds, zero if there is none.
+type instant int64
+
+func at(t time.Time) instant {
+	if t.IsZero() {
+		return 0
+	}
+	return instant(t.UnixNano())
+}
+
+func (i instant) time() time.Time {
+	if i == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(i))
+}
+
 func (h *host) held() bool { return h.notAfter != 0 }
 
 // expiry returns when the certificate expires, zero if there is none.
@@ -908,7 +925,7 @@ func (m *Manager) orderFailed(h *host, typ string, f *ca.Failure, late error) er
 
 // failedLocked notes that an attempt for a host failed, and when to try again.
 func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
-	t := &trouble{Noted: now, Early: h.early}
+	t := &trouble{Noted: now, Early: int(h.early)}
 	if h.trouble != nil {
 		t.Failures, t.Failed = h.trouble.Failures, h.trouble.Failed
 		t.Limits, t.Paused, t.Said = h.trouble.Limits, h.trouble.Paused, h.trouble.Said
@@ -918,7 +935,7 @@ func (m *Manager) failedLocked(h *host, f *failure, now time.Time) {
 	}
 	n, most := max(1, t.Failures), backoffMost
 	if errors.Is(f.Err, errTooSoon) {
-		n = h.early
+		n = int(h.early)
 	}
 	if !f.own && f.ours || f.unset {
 		most = pauseMost // what is wrong with us may be put right any moment
@@ -1184,7 +1201,7 @@ func (m *Manager) clockBackLocked(now, was time.Time) {
 		m.pauses[url] = p
 	}
 	for _, h := range m.hosts.All() {
-		h.shut = time.Time{}
+		h.shut = 0
 		if h.trouble != nil {
 			h.trouble = h.trouble.with(func(t *trouble) {
 				t.Retry = back(t.Retry)
@@ -1238,15 +1255,15 @@ func (m *Manager) dueLocked(h *host, now time.Time) (room bool) {
 	case !wanted && !alive && !h.listed && !h.managed && now.Sub(h.expiry()) > troubleAge && (h.trouble == nil || now.Sub(h.trouble.Retry) > troubleAge):
 		m.dropLocked(h)
 		return true
-	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut, h.retry(now))):
+	case wanted && (!alive || now.UnixNano() >= h.renewal) && !now.Before(later(h.shut.time(), h.retry(now))):
 		switch v := m.judgeLocked(h.name, h); {
 		case m.Storage != nil && m.unwritten != nil:
-			h.shut = later(now, m.writeAgain).Add(rand.N(writeFirst))
+			h.shut = at(later(now, m.writeAgain).Add(rand.N(writeFirst)))
 		case m.questions < maxFlights || v != asking && m.Storage == nil:
 			m.readyLocked(h, now)
 			return true
 		case v == asking:
-			h.shut = now.Add(time.Second) // there are questions enough
+			h.shut = at(now.Add(time.Second)) // there are questions enough
 		default: // those to Storage are soon answered, and then it goes on here
 			m.due.Set(&h.place, now)
 			return false
@@ -1267,13 +1284,13 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 	case h.flight != nil:
 		return time.Time{}
 	case wanted && alive:
-		next := earliest(expiry, later(time.Unix(0, h.renewal), later(h.shut, h.retry(now))))
+		next := earliest(expiry, later(time.Unix(0, h.renewal), later(h.shut.time(), h.retry(now))))
 		if !h.polling {
 			next = earliest(next, time.Unix(0, h.poll))
 		}
 		return next
 	case wanted:
-		return later(now, later(h.shut, h.retry(now)))
+		return later(now, later(h.shut.time(), h.retry(now)))
 	case now.Before(covered):
 		return covered
 	case alive && m.Storage != nil && !h.evicted && !h.polling: // it may be revoked elsewhere
@@ -1437,7 +1454,7 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 				continue
 			}
 			if until, err := m.openLocked(f.host, f, now); err != nil {
-				f.host.shut = until
+				f.host.shut = at(until)
 				m.landLocked(f, nil, &HostError{Host: f.host.name, Err: err, Retry: until})
 				continue
 			}
@@ -1606,14 +1623,14 @@ func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 	}
 	switch {
 	case errors.Is(err, errAway), elsewhere && h.turnedBack < maxTurns:
-		h.shut = later(now.Add(writeFirst), m.writeAgain).Add(rand.N(writeFirst))
-		he.Retry = h.shut
+		he.Retry = later(now.Add(writeFirst), m.writeAgain).Add(rand.N(writeFirst))
+		h.shut = at(he.Retry)
 	case elsewhere, unread && !ok:
 		failed := &failure{HostError: *he, ours: !elsewhere}
 		m.failedLocked(h, failed, now)
 		he = &failed.HostError
 	case errors.Is(err, ErrRateLimited):
-		h.shut = he.Retry
+		h.shut = at(he.Retry)
 	}
 	m.landLocked(f, nil, he)
 }
@@ -1666,6 +1683,7 @@ func (m *Manager) dropLocked(h *host) {
 		}
 	})
 	delete(m.orders, h.name)
+	delete(m.befores, h)
 	if m.Storage != nil && m.polls < maxFlights && m.goLocked(func() { m.sweep(h.name) }) {
 		m.polls++
 	}
@@ -1801,7 +1819,7 @@ func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, 
 // there from being renewed in a loop: that is a failure, and backs off, ever
 // longer until a certificate is not due at once.
 func (m *Manager) tooSoonLocked(h *host, now time.Time) {
-	if h.renewal > now.UnixNano() || now.Sub(h.since) > freshFor {
+	if h.renewal > now.UnixNano() || time.Duration(uint32(now.Unix())-h.since)*time.Second > freshFor {
 		return
 	}
 	h.early++

@@ -1112,7 +1112,8 @@ func (m *Manager) swapLocked(s *stapled, cert *tls.Certificate) {
 		m.own.Replace(s.served, cert)
 	case h.next == s:
 		h.leaf.Store(cert)
-		h.next, h.before = nil, nil
+		h.next = nil
+		delete(m.befores, h)
 	default:
 		h.leaf.CompareAndSwap(s.served, cert)
 	}
@@ -1162,7 +1163,7 @@ func (m *Manager) revokedLocked(s *stapled, resp *staple.Response, now time.Time
 	default:
 		h.renewal, h.revoked = now.UnixNano(), true
 		if h.redone { // a responder that knows none of them good would have us go on for ever
-			h.since = now
+			h.since = uint32(now.Unix())
 		}
 		m.tooSoonLocked(h, now)
 		m.requeueLocked(h)
