@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 const (
@@ -233,40 +235,72 @@ func (fl *file) readHeader() (blank bool, err error) {
 	return false, checkHeader(head)
 }
 
-// read returns the records behind end, counts the damaged lines there, and
-// moves end to the end of the file. The caller holds the lock, so that a last
-// line without a newline is no write under way but what a crash or a full disk
-// left of one.
-func (fl *file) read() (rs []Record, damaged int, err error) {
+// read returns the records behind end, the replaced ones left out, counts the
+// damaged lines there, and moves end to the end of the file. The caller holds
+// the lock, so that a last line without a newline is no write under way but
+// what a crash or a full disk left of one. The records share memory with the
+// buffers that they were read into.
+func (fl *file) read() (found *set, damaged int, err error) {
+	found = new(set)
 	fi, err := fl.f.Stat()
 	if err != nil || fi.Size() <= fl.end {
-		return nil, 0, err
+		return found, 0, err
 	}
-	size := fi.Size() - fl.end
-	br := bufio.NewReaderSize(io.NewSectionReader(fl.f, fl.end, size), int(min(size, readBuffer)))
-	end := fl.end
+	r := io.NewSectionReader(fl.f, fl.end, fi.Size()-fl.end)
+	end, line := fl.end, "" // line is the beginning of one that ends in the next buffer
+	for err == nil {
+		var text string
+		if text, err = readOn(r, line); err == nil {
+			end += int64(len(text) - len(line))
+			found.read += int64(len(text))
+			line, damaged = found.pushLines(text, damaged)
+		}
+	}
+	if err != io.EOF {
+		return new(set), 0, err
+	}
+	fl.end, fl.ragged = end-int64(len(line)), false
+	if r, ok := fl.tornLine(line); ok {
+		found.push(r)
+	}
+	return found, damaged, nil
+}
+
+// readOn returns line and what comes next, in a new buffer that nobody writes
+// to any more, or io.EOF if nothing does.
+func readOn(r *io.SectionReader, line string) (text string, err error) {
+	at, _ := r.Seek(0, io.SeekCurrent)
+	// One line may be longer than a buffer: doubling it copies no byte often.
+	size := min(int64(max(readBuffer, 2*len(line))), int64(len(line))+r.Size()-at)
+	buf := make([]byte, size)
+	n := copy(buf, line)
+	m, err := io.ReadFull(r, buf[n:])
+	if m == 0 {
+		return "", cmp.Or(err, io.EOF)
+	}
+	if err == io.ErrUnexpectedEOF {
+		err = nil // somebody cut the file: that was the rest
+	}
+	return unsafe.String(unsafe.SliceData(buf), n+m), err
+}
+
+// pushLines adds the records that text consists of, and counts damaged ones. It
+// returns what follows the last newline.
+func (s *set) pushLines(text string, damaged int) (rest string, stillDamaged int) {
 	for {
-		line, err := br.ReadString('\n')
-		if err == io.EOF {
-			fl.end, fl.ragged = end, false
-			if r, ok := fl.tornLine(line); ok {
-				rs = append(rs, r)
-			}
-			return rs, damaged, nil
+		line, rest, ok := strings.Cut(text, "\n")
+		if !ok {
+			return text, damaged
 		}
-		if err != nil {
-			return nil, 0, err
-		}
-		end += int64(len(line))
-		if len(line) == 1 {
+		text = rest
+		if line == "" {
 			continue
 		}
-		r, err := Parse(line[:len(line)-1])
-		if err != nil {
+		if r, err := parse(line); err == nil {
+			s.push(r)
+		} else {
 			damaged++
-			continue
 		}
-		rs = append(rs, r)
 	}
 }
 

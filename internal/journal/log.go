@@ -41,9 +41,6 @@ import (
 	"sync/atomic"
 )
 
-// walkBatch is how many records are looked at in one piece under the mutex.
-const walkBatch = 1000
-
 // A Log is a set of records, at most one of each kind and name. The zero value
 // is empty and in memory only. A Log is safe for concurrent use and must not be
 // copied.
@@ -54,9 +51,10 @@ const walkBatch = 1000
 type Log struct {
 	closing atomic.Bool // tells a compaction under way to give up
 
-	mu      sync.Mutex         // guards the fields below; held for memory access only
-	live    map[string]Record  // by Key, which is a part of the record
+	mu      sync.Mutex // guards the fields below; held for memory access only
+	live    set
 	bytes   int64              // of the live records, newlines included
+	dead    int64              // of those replaced or deleted, or read and not adopted, since release
 	seq     uint64             // counts the records ever put
 	durable uint64             // the records up to this number are in the file
 	queue   []Record           // put, not yet known to be in the file
@@ -90,23 +88,22 @@ func (l *Log) Adopt(rs ...Record) {
 	for _, r := range rs {
 		if !l.pendingLocked(r.Key()) {
 			l.setLocked(r)
+			l.dead -= r.size()
 		}
 	}
 }
 
 func (l *Log) setLocked(r Record) {
-	key := r.Key()
-	if old, ok := l.live[key]; ok {
-		l.bytes -= int64(len(old)) + 1
-	}
+	var old Record
 	if r.Deleted() {
-		delete(l.live, key)
+		old = l.live.remove(bytesOf(r.Key()))
 	} else {
-		if l.live == nil {
-			l.live = make(map[string]Record)
-		}
-		l.live[key] = r
-		l.bytes += int64(len(r)) + 1
+		old = l.live.put(r)
+		l.bytes += r.size()
+	}
+	if old != "" {
+		l.bytes -= old.size()
+		l.dead += old.size()
 	}
 	for v := range l.views {
 		v.changed = append(v.changed, r)
@@ -135,8 +132,8 @@ func (l *Log) Get(kind, name string) (Record, bool) {
 	key := append(append(append(buf[:0], kind...), ' '), name...)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, ok := l.live[string(key)]
-	return r, ok
+	r := l.live.get(key)
+	return r, r != ""
 }
 
 // All returns the records in no particular order. A record that is there all
@@ -154,27 +151,31 @@ func (l *Log) All() iter.Seq[Record] {
 	}
 }
 
-// batches returns the live records in pieces, valid for one step each. The
-// mutex is released in the midst of ranging over the map: Go allows for
-// changes in between, and only in between do others get at it.
+// batches returns the live records in pieces, valid for one step each.
 func (l *Log) batches() iter.Seq[[]Record] {
 	return func(yield func([]Record) bool) {
-		batch := make([]Record, 0, walkBatch)
-		l.mu.Lock()
-		for _, r := range l.live {
-			if batch = append(batch, r); len(batch) < walkBatch {
-				continue
-			}
-			l.mu.Unlock()
-			if !yield(batch) {
+		var buf [blockSize]Record
+		for at := 0; ; at += blockSize {
+			batch, ok := l.copyBlock(buf[:0], at)
+			if !ok || !yield(batch) {
 				return
 			}
-			batch = batch[:0]
-			l.mu.Lock()
 		}
-		l.mu.Unlock()
-		yield(batch)
 	}
+}
+
+// copyBlock appends the live records of the block at a place to batch, and
+// reports whether there is that block.
+func (l *Log) copyBlock(batch []Record, at int) ([]Record, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	block := l.live.block(at)
+	for _, r := range block {
+		if r != "" {
+			batch = append(batch, r)
+		}
+	}
+	return batch, block != nil
 }
 
 // A view collects what changes while its owner walks the records. The walk,
@@ -204,9 +205,6 @@ func (l *Log) endView(v *view) {
 // by kind and name.
 func (l *Log) Text() string {
 	rs := l.snapshot()
-	// The order of the lines is the order of their keys: a key ends in a
-	// space, which is less than what a longer one goes on with.
-	slices.Sort(rs)
 	size := len(header)
 	for _, r := range rs {
 		size += len(r) + 1
@@ -221,22 +219,108 @@ func (l *Log) Text() string {
 	return b.String()
 }
 
+// snapshot returns the records as they were at one moment, sorted.
 func (l *Log) snapshot() []Record {
 	v := l.startView()
-	var rs []Record
+	rs := make([]Record, 0, l.places())
 	for batch := range l.batches() {
 		rs = append(rs, batch...)
 	}
 	l.endView(v)
-	if len(v.changed) == 0 {
+	changed := latest(v.changed)
+	slices.Sort(changed)
+	return merge(sorted(rs), changed)
+}
+
+func (l *Log) places() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.live.places
+}
+
+// sorted returns rs, which it changes, sorted by key, and that in one pass over
+// those that are in order already: all of them, if a Text or a file that one
+// was written to was read and nothing came since.
+//
+// The order of the lines is the order of their keys: one is followed by a
+// space, which is less than what a longer one goes on with.
+func sorted(rs []Record) []Record {
+	kept := rs[:0]
+	var rest []Record
+	for _, r := range rs {
+		last := len(kept) - 1
+		if last < 0 || kept[last] < r {
+			kept = append(kept, r)
+			continue
+		}
+		// Either may be the one in the wrong place, so that neither stays.
+		rest = append(rest, kept[last], r)
+		kept = kept[:last]
+	}
+	slices.Sort(rest)
+	return merge(kept, rest)
+}
+
+// merge returns, of two sorted lists, the records of the first that the second
+// neither replaces nor deletes, and those of the second that delete nothing.
+func merge(rs, changed []Record) []Record {
+	if len(changed) == 0 {
 		return rs
 	}
-	changed := latest(v.changed)
-	replaced := index(changed)
-	rs = slices.DeleteFunc(rs, func(r Record) bool {
-		_, ok := replaced[r.Key()]
-		return ok
-	})
-	changed = slices.DeleteFunc(changed, Record.Deleted)
-	return append(rs, changed...)
+	merged := make([]Record, 0, len(rs)+len(changed))
+	for _, c := range changed {
+		key := Record(c.Key())
+		for len(rs) > 0 && rs[0] < key {
+			merged = append(merged, rs[0])
+			rs = rs[1:]
+		}
+		for len(rs) > 0 && hasKey(rs[0], bytesOf(string(key))) {
+			rs = rs[1:]
+		}
+		if !c.Deleted() {
+			merged = append(merged, c)
+		}
+	}
+	return append(merged, rs...)
+}
+
+// release lets go of what was read into memory for the sake of records that
+// are gone: those that live may share it, and are cloned. It copies no more
+// than was put since it last did.
+func (l *Log) release() {
+	if !l.mostlyDead() {
+		return
+	}
+	for at := 0; l.cloneBlock(at); at += blockSize {
+	}
+}
+
+func (l *Log) mostlyDead() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead <= max(l.bytes, readBuffer) {
+		return false
+	}
+	l.dead = 0
+	return true
+}
+
+// cloneBlock clones the records of the block at a place, and reports whether
+// there is that block. What is cloned stays the same: no view hears of it.
+func (l *Log) cloneBlock(at int) bool {
+	l.mu.Lock()
+	shared := slices.Clone(l.live.block(at))
+	l.mu.Unlock()
+	cloned := make([]Record, len(shared))
+	for i, r := range shared {
+		cloned[i] = Record(strings.Clone(string(r)))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, r := range l.live.block(at)[:len(shared)] {
+		if r == shared[i] { // else it was put meanwhile
+			*l.live.at(at + i) = cloned[i]
+		}
+	}
+	return len(shared) > 0
 }

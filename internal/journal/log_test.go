@@ -109,10 +109,10 @@ func TestGetDoesNotAllocate(t *testing.T) {
 
 func TestAllMayBeLeftAndMayUseTheLog(t *testing.T) {
 	var l Log
-	for i := range 3 * walkBatch {
+	for i := range 3 * blockSize {
 		l.Put(rec(fmt.Sprint(i), i))
 	}
-	for _, after := range []int{1, walkBatch, walkBatch + 1, 2*walkBatch + 1, 3 * walkBatch} {
+	for _, after := range []int{1, blockSize, blockSize + 1, 2*blockSize + 1, 3 * blockSize} {
 		n := 0
 		for r := range l.All() {
 			l.Put(r)
@@ -128,7 +128,7 @@ func TestAllMayBeLeftAndMayUseTheLog(t *testing.T) {
 
 func TestAllGivesWhatStaysOnce(t *testing.T) {
 	var l Log
-	const n = 20 * walkBatch
+	const n = 20 * blockSize
 	for i := range n {
 		l.Put(rec(fmt.Sprint("stays", i), 0))
 	}
@@ -163,7 +163,7 @@ func TestAllGivesWhatStaysOnce(t *testing.T) {
 // each, so that every moment has the same sum.
 func TestTextIsOneMoment(t *testing.T) {
 	var l Log
-	const n = 5 * walkBatch
+	const n = 5 * blockSize
 	for i := range n {
 		l.Put(rec(fmt.Sprint(i), 0))
 	}

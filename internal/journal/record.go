@@ -71,13 +71,21 @@ func Delete(kind, name string) Record {
 // the JSON value and at the checksum, not at the value itself, so that a
 // million lines are soon read. The record returned is line itself.
 func Parse(line string) (Record, error) {
+	if strings.IndexByte(line, '\n') >= 0 {
+		return "", errSyntax
+	}
+	return parse(line)
+}
+
+// parse is Parse for what is known to have no newline.
+func parse(line string) (Record, error) {
 	kind, rest, ok1 := strings.Cut(line, " ")
 	name, rest, ok2 := strings.Cut(rest, " ")
 	sum, rest, ok3 := strings.Cut(rest, " ")
 	if !ok1 || !ok2 || !ok3 || !validKind(kind) || !validName(name) {
 		return "", errSyntax
 	}
-	if value := skipFields(rest); value == "" || strings.IndexByte(value, '\n') >= 0 {
+	if skipFields(rest) == "" {
 		return "", errSyntax
 	}
 	want, ok := parseHex(sum)
@@ -130,14 +138,19 @@ func (r Record) JSON() string { return skipFields(r.rest()) }
 // Deleted reports whether r deletes the records of its kind and name.
 func (r Record) Deleted() bool { return r.rest() == "null" }
 
+// size returns the bytes of the line, its newline included.
+func (r Record) size() int64 { return int64(len(r)) + 1 }
+
 // rest returns what stands behind the checksum.
 func (r Record) rest() string { return string(r[len(r.Key())+len(" 00000000 "):]) }
 
 // Split returns the records of a blob that [Log.Text] made, in its order, and
 // how many lines were damaged. It refuses one of another version
 // ([ErrVersion]) or origin ([ErrFormat]) whole. The last line needs no
-// newline: blobs travel through programs that trim them. The records do not
-// share memory with text.
+// newline: blobs travel through programs that trim them.
+//
+// The records share memory with text. A Log lets go of it as it changes, at the
+// latest when it has changed by what it holds: see [Log.Sync].
 func Split(text string) (records []Record, damaged int, err error) {
 	if err := checkHeader(text); err != nil {
 		return nil, 0, err
@@ -148,12 +161,11 @@ func Split(text string) (records []Record, damaged int, err error) {
 		if line == "" {
 			continue
 		}
-		r, err := Parse(line)
-		if err != nil {
+		if r, err := parse(line); err == nil {
+			records = append(records, r)
+		} else {
 			damaged++
-			continue
 		}
-		records = append(records, Record(strings.Clone(string(r))))
 	}
 	return records, damaged, nil
 }
@@ -170,27 +182,6 @@ func checkHeader(text string) error {
 		return ErrFormat
 	}
 	return fmt.Errorf("%w: %s", ErrVersion, version)
-}
-
-// index returns where in rs the last record of each key is.
-func index(rs []Record) map[string]int {
-	last := make(map[string]int, len(rs))
-	for i, r := range rs {
-		last[r.Key()] = i
-	}
-	return last
-}
-
-// latest returns rs without the records that later ones replace.
-func latest(rs []Record) []Record {
-	last := index(rs)
-	kept := make([]Record, 0, len(last))
-	for i, r := range rs {
-		if last[r.Key()] == i {
-			kept = append(kept, r)
-		}
-	}
-	return kept
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

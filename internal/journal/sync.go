@@ -140,7 +140,11 @@ func (l *Log) load(fl *file) error {
 
 // Sync returns when the records up to number seq, as Put returned it, are
 // durable, or with the error that kept them out of the file. They stay queued
-// then, and the next Sync tries again. Without a file it returns nil at once.
+// then, and the next Sync tries again. Without a file it has nothing to wait for.
+//
+// Records that share memory with the text or the file that they came in keep
+// all of that in memory. When as much has been replaced or deleted as there is,
+// one Sync gives those that are left memory of their own.
 //
 // Of many callers one writes what all of them wait for.
 func (l *Log) Sync(seq uint64) error {
@@ -149,6 +153,7 @@ func (l *Log) Sync(seq uint64) error {
 		fl, f := l.file, l.flight
 		if fl == nil || seq <= l.durable {
 			l.mu.Unlock()
+			l.release()
 			return nil
 		}
 		if f == nil {
@@ -171,9 +176,10 @@ func (l *Log) Sync(seq uint64) error {
 func (l *Log) lead(fl *file, f *flight) {
 	size := l.leadTurn(fl, f)
 	if f.err == nil && l.bloated(size) && l.takeSlot(false) {
-		defer l.freeSlot()
 		l.compactInPassing(fl, size)
+		l.freeSlot()
 	}
+	l.release()
 }
 
 // leadTurn ends the turn even if one of Options' functions panics: whoever
@@ -234,8 +240,8 @@ func (l *Log) catchUp(fl *file) error {
 	if fl.f != nil {
 		// If the file was replaced, what stands here unread is what was
 		// appended before: deletions among it are found nowhere else.
-		rs, damaged, err := fl.read()
-		l.apply(fl, l.news(rs))
+		found, damaged, err := fl.read()
+		l.apply(fl, found, false)
 		if fl.current() {
 			l.heal(fl, damaged)
 			return err
@@ -278,16 +284,12 @@ func (l *Log) readAll(fl *file, all bool) (damaged int, err error) {
 	case err != nil:
 		return 0, fmt.Errorf("%s: %w", fl.name, err)
 	}
-	rs, damaged, err := fl.read()
+	found, damaged, err := fl.read()
 	if err != nil {
 		return 0, fmt.Errorf("reading %s: %w", fl.name, err)
 	}
-	if all {
-		l.apply(fl, latest(rs))
-	} else {
-		l.apply(fl, l.news(rs))
-	}
-	l.queueMissing(rs)
+	l.apply(fl, found, all)
+	l.queueMissing(found)
 	return damaged, nil
 }
 
@@ -300,48 +302,58 @@ func (l *Log) importFile(fl *file) error {
 	if err != nil {
 		return fmt.Errorf("importing %s: %w", fl.name, err)
 	}
-	l.apply(fl, latest(rs))
+	l.apply(fl, setOf(rs), true)
 	return l.rewrite(fl)
 }
 
-// apply gives records read from the file to Apply.
-func (l *Log) apply(fl *file, rs []Record) {
+// apply gives records read from the file to Apply: all of them, or those that
+// the log does not hold.
+func (l *Log) apply(fl *file, found *set, all bool) {
 	apply := fl.opts.Apply
 	if apply == nil {
 		apply = func(rs []Record) { l.Adopt(rs...) }
 	}
-	for len(rs) > 0 {
-		n := min(len(rs), walkBatch)
-		apply(rs[:n:n])
-		rs = rs[n:]
-	}
-}
-
-// news returns those of the records just read that the log does not hold,
-// without the replaced ones.
-func (l *Log) news(rs []Record) []Record {
-	var news []Record
-	for _, r := range latest(rs) {
-		l.mu.Lock()
-		have, ok := l.live[r.Key()]
-		l.mu.Unlock()
-		if have != r && (ok || !r.Deleted()) {
-			news = append(news, r)
+	for at := 0; at < found.places; at += blockSize {
+		block := found.block(at)
+		rs := make([]Record, 0, len(block))
+		for _, r := range block {
+			if r != "" && (all || l.lacks(r)) {
+				rs = append(rs, r)
+			}
+		}
+		if len(rs) > 0 {
+			apply(rs)
 		}
 	}
-	return news
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead += found.read // of which Adopt has taken off what lives
 }
 
-// queueMissing queues the live records that the file, which consists of rs,
-// does not hold.
-func (l *Log) queueMissing(rs []Record) {
-	last := index(rs)
+// lacks reports whether the record changes what the log holds.
+func (l *Log) lacks(r Record) bool {
+	l.mu.Lock()
+	have := l.live.get(bytesOf(r.Key()))
+	l.mu.Unlock()
+	return have != r && (have != "" || !r.Deleted())
+}
+
+// queueMissing queues the live records that the file, where found was, does not
+// hold.
+func (l *Log) queueMissing(found *set) {
+	next := 0 // where in found the next record is, if all of them were adopted
 	for batch := range l.batches() {
 		var missing []Record
 		for _, r := range batch {
-			if i, ok := last[r.Key()]; !ok || rs[i] != r {
-				missing = append(missing, r)
+			if next >= found.places || *found.at(next) != r {
+				place, ok := found.find(bytesOf(r.Key()))
+				if !ok || *found.at(place) != r {
+					missing = append(missing, r)
+					continue
+				}
+				next = place
 			}
+			next++
 		}
 		l.requeue(missing)
 	}
