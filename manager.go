@@ -351,13 +351,12 @@ type host struct {
 
 	early           uint16 // certificates in a row, up to this one, that were due at once
 	turnedBack      uint8  // in a row, because other members were at it
-	listed, managed bool
-	polling         bool // for renewal information
-	evicted, stored bool // the certificate is in Storage only; it is there, too
-	cached          bool // the host is in m.cached
-	dead            bool // and said to be
-	revoked         bool // by the CA, as its OCSP responder says
-	redone          bool // in place of one that was, and not yet said to be good
+	listed, managed bool   // by SetHosts; to Manage
+	relisted, dead  bool   // by the list that is being read; and said to be
+	polling, cached bool   // for renewal information; in m.cached
+	evicted, stored bool   // the certificate is in Storage only; it is there, too
+	revoked         bool   // by the CA, as its OCSP responder says
+	redone          bool   // in place of one that was, and not yet said to be good
 }
 
 // begin makes the Manager ready for work, at its first use.

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
@@ -165,6 +166,7 @@ type keeping struct {
 	notified time.Time // when watch was last
 	owed     bool      // something has changed since
 
+	moments bool                   // there is or was a momentRecord
 	chains  map[string]chainRecord // those in use, by hash
 	befores map[*host]chainRecord  // of leaves that are served while the state has another
 }
@@ -226,7 +228,7 @@ func (m *Manager) putLocked(rs ...journal.Record) {
 	m.dirty = true
 	urgent := false
 	for i, r := range rs {
-		if sharedKinds[r.Kind()] && !m.adopting && m.started && m.Storage != nil {
+		if !m.adopting && m.started && m.Storage != nil && sharedKinds[r.Kind()] {
 			m.unstoredLocked(r.Key(), m.seq-uint64(len(rs)-1-i))
 		}
 		urgent = urgent || r.Kind() == kindAccount || r.Kind() == kindCert || r.Kind() == kindOrder
@@ -309,30 +311,67 @@ func (m *Manager) Unmarshal(enc string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	has := make(map[string]bool)
-	for _, r := range records {
-		has[r.Key()] = true
-	}
+	gone := map[string]journal.Record{}
 	for url := range m.accounts {
-		if r := journal.Delete(kindAccount, url); !has[r.Key()] {
-			records = append(records, r)
-		}
+		gone[url] = journal.Delete(kindAccount, url)
 	}
 	for _, only := range []string{kindHosts, kindRegister} {
-		if r := journal.Delete(only, onlyOne); !has[r.Key()] {
-			records = append(records, r)
+		gone[only] = journal.Delete(only, onlyOne)
+	}
+	for _, r := range records {
+		switch r.Kind() {
+		case kindAccount:
+			delete(gone, r.Name())
+		case kindHosts, kindRegister:
+			delete(gone, r.Kind())
 		}
 	}
+	records = slices.AppendSeq(records, maps.Values(gone))
 	m.listSet = true
+	m.hosts.Grow(len(records))
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
-		for _, r := range records {
-			if r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
+		for len(records) > 0 {
+			if n := certsAhead(records); n > 0 {
+				m.putCertsLocked(records[:n], m.putLocked)
+				records = records[n:]
+				continue
+			}
+			if r := records[0]; r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
 				m.setLocked(r)
 			}
+			records = records[1:]
 		}
 	})
 	m.relistLocked()
 	return nil
+}
+
+// certsAhead returns how many records from the first are certificates, up to as
+// many as are taken over in one go.
+func certsAhead(rs []journal.Record) int {
+	n := 0
+	for n < len(rs) && n < putBatch && rs[n].Kind() == kindCert && !rs[n].Deleted() {
+		n++
+	}
+	return n
+}
+
+// putCertsLocked takes over those of certificates, of different hosts, that
+// outlive ours, after put has put them. It returns the others.
+func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record)) (losers []journal.Record) {
+	winners := make([]journal.Record, 0, len(rs))
+	for _, r := range rs {
+		if m.laterLocked(r) {
+			winners = append(winners, r)
+		} else {
+			losers = append(losers, r)
+		}
+	}
+	put(winners...)
+	for _, r := range winners {
+		m.applyLocked(r)
+	}
+	return losers
 }
 
 // parseState returns the records of a blob, each of them known to decode.
@@ -355,6 +394,24 @@ func parseState(enc string) ([]journal.Record, error) {
 	return records, nil
 }
 
+// putBatch is how many certificates are put at a time: nobody else gets at the
+// records meanwhile.
+const putBatch = 1000
+
+// parseList decodes a list of hosts. Its names share memory with it.
+func parseList(s string) (list []string, err error) {
+	inner, begins := strings.CutPrefix(s, `["`)
+	inner, ends := strings.CutSuffix(inner, `"]`)
+	if begins && ends && !strings.Contains(inner, `\`) {
+		list = strings.Split(inner, `","`) // as journal.Format writes it, without spaces
+	}
+	if list != nil && !slices.ContainsFunc(list, func(name string) bool { return strings.Contains(name, `"`) }) {
+		return list, nil
+	}
+	list = nil
+	return list, json.Unmarshal([]byte(s), &list)
+}
+
 // check returns an error if the record is of a kind we know and does not decode.
 func check(r journal.Record) error {
 	if r.Deleted() {
@@ -363,8 +420,7 @@ func check(r journal.Record) error {
 	var v any
 	switch r.Kind() {
 	case kindCert: // decoded when its first client comes; the checksum vouches for it
-		_, ok := r.Field(1)
-		if !ok {
+		if _, ok := r.Field(1); !ok {
 			return fmt.Errorf("record %q has no notBefore and notAfter", r.Key())
 		}
 		return nil
@@ -373,7 +429,10 @@ func check(r journal.Record) error {
 	case kindBackoff:
 		v = new(trouble)
 	case kindHosts:
-		v = new([]string)
+		if _, err := parseList(r.JSON()); err != nil {
+			return fmt.Errorf("record %q: %w", r.Key(), err)
+		}
+		return nil
 	case kindLimit:
 		v = new(bucket.Level)
 	case kindMoment:
@@ -403,20 +462,31 @@ func (m *Manager) merge(records []journal.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	relist := false
-	for _, r := range records {
-		if err := check(r); err != nil {
+	records = slices.DeleteFunc(records, func(r journal.Record) bool {
+		err := check(r)
+		if err != nil {
 			m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the cache file: %w", err)})
-			continue
 		}
-		if !m.winsLocked(r) {
+		return err != nil
+	})
+	for len(records) > 0 {
+		var losers []journal.Record
+		n := certsAhead(records)
+		if n > 0 {
+			losers = m.putCertsLocked(records[:n], m.log.Adopt)
+		} else if n = 1; m.winsLocked(records[0]) {
+			m.log.Adopt(records[0])
+			m.applyLocked(records[0])
+			relist = relist || records[0].Kind() == kindHosts
+		} else {
+			losers = records[:1]
+		}
+		for _, r := range losers {
 			if ours, ok := m.log.Get(r.Kind(), r.Name()); ok && ours != r {
 				m.seq, m.dirty = m.log.Put(ours), true
 			}
-			continue
 		}
-		m.log.Adopt(r)
-		m.applyLocked(r)
-		relist = relist || r.Kind() == kindHosts
+		records = records[n:]
 	}
 	if relist {
 		m.relistLocked()
@@ -455,19 +525,15 @@ func (m *Manager) laterLocked(r journal.Record) bool {
 	if m.barredLocked(r) {
 		return false
 	}
-	ours, ok := m.log.Get(kindCert, r.Name())
-	if !ok {
-		return true
-	}
-	a, _ := ours.Field(1)
-	b, _ := r.Field(1)
-	return b > a
+	h := m.hosts.Get(r.Name())
+	notAfter, _ := r.Field(1)
+	return h == nil || h.evicted || notAfter > h.notAfter
 }
 
 // barredLocked reports whether r is a certificate that must not come back.
 func (m *Manager) barredLocked(r journal.Record) bool {
 	var rec certRecord
-	if !m.revokedHosts[r.Name()] || json.Unmarshal([]byte(r.JSON()), &rec) != nil {
+	if len(m.revokedHosts) == 0 || !m.revokedHosts[r.Name()] || json.Unmarshal([]byte(r.JSON()), &rec) != nil {
 		return false
 	}
 	was := m.revocations[leafHash(rec.Leaf)]
@@ -587,8 +653,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.registration = registration{}
 		decode(&m.registration)
 	case kindHosts:
-		m.list = nil
-		decode(&m.list)
+		m.list, _ = parseList(r.JSON()) // null for none
 	case kindBackoff:
 		t := new(trouble)
 		if !decode(t) {
@@ -608,8 +673,10 @@ func (m *Manager) applyLocked(r journal.Record) {
 		h.hold(notBefore, notAfter, nil)
 		delete(m.befores, h)
 		m.newest = max(m.newest, notBefore)
-		if r, ok := m.log.Get(kindMoment, name); ok {
-			m.applyLocked(r)
+		if m.moments {
+			if r, ok := m.log.Get(kindMoment, name); ok {
+				m.applyLocked(r)
+			}
 		}
 		if m.Storage != nil && m.adopting && m.started { // another member made it
 			h.poll = time.Now().Add(mathrand.N(pollSoon)).UnixNano()
@@ -628,6 +695,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.applyRevocationLocked(name, rec)
 	case kindMoment:
 		var rec momentRecord
+		m.moments = true
 		h := m.hosts.Get(name)
 		if h == nil || h.revoked || !decode(&rec) || rec.NotAfter != 0 && rec.NotAfter != h.notAfter {
 			return

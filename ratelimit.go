@@ -219,9 +219,9 @@ type hosted struct {
 func (m *Manager) hostLocked(name string) *host {
 	h := m.hosts.Get(name)
 	if h == nil {
-		h = &host{name: name}
+		h = &host{name: strings.Clone(name)} // it may be a part of something larger
 		h.place.Value = h
-		m.hosts.Set(name, h)
+		m.hosts.Set(h.name, h)
 	}
 	return h
 }
@@ -289,55 +289,52 @@ func hostsRecord(hosts []string) journal.Record {
 
 // relistLocked marks the hosts that are on the list.
 func (m *Manager) relistLocked() {
-	on := make(map[string]bool, len(m.list))
-	m.badHosts = nil
+	m.badHosts, m.onlyAddr, m.onlyHost = nil, "", ""
+	hosts, addrs := 0, 0
+	m.hosts.Grow(max(0, len(m.list)-m.hosts.Len()))
 	for _, s := range m.list {
 		name, err := hostname.Canonical(s)
-		if err == nil {
-			on[name] = true
+		if err != nil {
+			m.badHostLocked(s, err)
 			continue
 		}
-		if m.badHosts == nil {
-			m.badHosts = make(map[string]error)
+		h := m.hostLocked(name)
+		if h.relisted {
+			continue
 		}
-		m.badHosts[s] = &HostError{Host: s, Err: err}
-		m.reportLocked(Event{Kind: EventFailed, Host: s, Err: m.badHosts[s], logged: true})
+		h.relisted = true
+		m.onlyHost = h.name
+		hosts++
+		if _, ok := hostname.IsAddr(name); ok {
+			m.onlyAddr = h.name
+			addrs++
+		}
 	}
-	m.onlyAddr, m.onlyHost = only(on)
-	for name, h := range m.hosts.All() {
-		if h.listed != on[name] {
-			h.listed = on[name]
+	if hosts != 1 {
+		m.onlyHost = ""
+	}
+	if addrs != 1 {
+		m.onlyAddr = ""
+	}
+	for _, h := range m.hosts.All() {
+		if h.listed != h.relisted {
+			h.listed = h.relisted
 			m.requeueLocked(h)
 			m.tidyLocked(h)
 		}
-		delete(on, name)
+		h.relisted = false
 	}
-	for name := range on {
-		h := m.hostLocked(name)
-		h.listed = true
-		m.requeueLocked(h)
+}
+
+func (m *Manager) badHostLocked(s string, err error) {
+	if m.badHosts == nil {
+		m.badHosts = make(map[string]error)
 	}
+	m.badHosts[s] = &HostError{Host: s, Err: err}
+	m.reportLocked(Event{Kind: EventFailed, Host: s, Err: m.badHosts[s], logged: true})
 }
 
 func isWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
-
-// only returns the one address and the one host in the set, "" for none or many.
-func only(hosts map[string]bool) (addr, host string) {
-	addrs := 0
-	for name := range hosts {
-		host = name
-		if _, ok := hostname.IsAddr(name); ok {
-			addr, addrs = name, addrs+1
-		}
-	}
-	if addrs != 1 {
-		addr = ""
-	}
-	if len(hosts) != 1 {
-		host = ""
-	}
-	return addr, host
-}
 
 // coverLocked returns the wildcard that serves a name which the program did not
 // name itself, or else the name.
