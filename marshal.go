@@ -409,7 +409,8 @@ func parseList(s string) (list []string, err error) {
 		return list, nil
 	}
 	list = nil
-	return list, json.Unmarshal([]byte(s), &list)
+	err = json.Unmarshal([]byte(s), &list)
+	return list, err
 }
 
 // check returns an error if the record is of a kind we know and does not decode.
@@ -1999,11 +2000,12 @@ func (m *Manager) readChain(hash string) (chainRecord, error) {
 }
 
 func parseChain(r journal.Record) (chain chainRecord, err error) {
-	if strings.HasPrefix(r.JSON(), "[") {
-		chain.old = true
-		return chain, json.Unmarshal([]byte(r.JSON()), &chain.Above)
+	if chain.old = strings.HasPrefix(r.JSON(), "["); chain.old {
+		err = json.Unmarshal([]byte(r.JSON()), &chain.Above)
+	} else {
+		err = json.Unmarshal([]byte(r.JSON()), &chain)
 	}
-	return chain, json.Unmarshal([]byte(r.JSON()), &chain)
+	return chain, err
 }
 
 func (m *Manager) status(name string) HostStatus {
