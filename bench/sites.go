@@ -225,8 +225,12 @@ type follower struct {
 // replaced.
 const followEvery = time.Millisecond
 
+func newFollower() *follower {
+	return &follower{quit: make(chan struct{}), done: make(chan struct{})}
+}
+
 func follow(name string) *follower {
-	f := &follower{quit: make(chan struct{}), done: make(chan struct{})}
+	f := newFollower()
 	go func() {
 		defer close(f.done)
 		for f.err == nil {
