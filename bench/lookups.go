@@ -306,45 +306,67 @@ func runBusy(r *run) (values, error) {
 		return nil, err
 	}
 	defer unload()
-	v := make(values)
-	writers := map[string]func(step int) error{
-		autocert:  writeAutocert(servers[autocert], r.n),
-		certMagic: writeCertMagic(servers[certMagic], r.n),
-		ours:      writeOurs(servers[ours], r.n),
+	rivals := []*rival{
+		{who: rwMutex},
+		{who: autocert, server: servers[autocert], write: writeAutocert(servers[autocert], r.n)},
+		{who: certMagic, server: servers[certMagic], write: writeCertMagic(servers[certMagic], r.n)},
+		{who: ours, server: servers[ours], write: writeOurs(servers[ours], r.n)},
 	}
-	servers[rwMutex], writers[rwMutex] = lockedMap(servers[floor], r.n)
-	for _, who := range []string{rwMutex, autocert, certMagic, ours} {
-		r.progress("%s", who)
-		hellos := r.hellos(name)
-		quiet, err := r.batches(servers[who], hellos, time.Second)
-		if err != nil {
-			return nil, err
-		}
-		var steps int
-		var failed error
-		ctx, cancel := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			for ; ctx.Err() == nil && failed == nil; steps++ {
-				failed = writers[who](steps)
+	rivals[0].server, rivals[0].write = lockedMap(servers[floor], r.n)
+	hellos := r.hellos(name)
+	rounds := r.rounds(1, 8)
+	for i := range rounds {
+		for _, c := range rivals {
+			r.progress("round %d of %d, %s", i+1, rounds, c.who)
+			if err := c.round(r, hellos); err != nil {
+				return nil, fmt.Errorf("%s: %w", c.who, err)
 			}
-		})
-		began := time.Now()
-		busy, err := r.batches(servers[who], hellos, 3*time.Second)
-		took := time.Since(began)
-		cancel()
-		wg.Wait()
-		if err := errors.Join(err, failed); err != nil {
-			return nil, fmt.Errorf("%s: %w", who, err)
 		}
-		v[who] = median(busy)
+	}
+	v := make(values)
+	for _, c := range rivals {
+		v[c.who] = median(c.busy)
 		r.note("%s: %.0f ns in quiet, %.0f beside %.0f certificates a second; the slowest batch of 1,000 took %.1f ms",
-			who, median(quiet), median(busy), float64(steps*perStep)/took.Seconds(), slices.Max(busy)/1e3)
-		if who == ours {
-			v[oursQuiet] = median(quiet)
+			c.who, median(c.quiet), median(c.busy), float64(c.steps*perStep)/c.took.Seconds(), slices.Max(c.busy)/1e3)
+		if c.who == ours {
+			v[oursQuiet] = median(c.quiet)
 		}
 	}
 	return v, nil
+}
+
+// A rival is a contestant that is written to.
+type rival struct {
+	who    string
+	server *server
+	write  func(step int) error
+
+	quiet, busy []float64     // of each batch, a lookup's time in ns
+	steps       int           // that were written
+	took        time.Duration // for that
+}
+
+// round measures once without the writer and once beside it.
+func (c *rival) round(r *run, hellos []*tls.ClientHelloInfo) error {
+	quiet, err := r.batches(c.server, hellos, 200*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	began := time.Now()
+	var failed error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ; ctx.Err() == nil && failed == nil; c.steps++ {
+			failed = c.write(c.steps)
+		}
+	})
+	busy, err := r.batches(c.server, hellos, 500*time.Millisecond)
+	cancel()
+	wg.Wait()
+	c.took += time.Since(began)
+	c.quiet, c.busy = append(c.quiet, quiet...), append(c.busy, busy...)
+	return errors.Join(err, failed)
 }
 
 // perStep is how many certificates a writer brings at a time: half of them are
@@ -354,19 +376,21 @@ const perStep = 4
 // batches returns the time of a lookup in ns, by batches of 1,000.
 func (r *run) batches(s *server, hellos []*tls.ClientHelloInfo, d time.Duration) ([]float64, error) {
 	if r.quick {
-		d /= 50
+		d /= 10
 	}
 	var all []float64
-	for began := time.Now(); time.Since(began) < d; {
+	for began := time.Now(); ; {
 		for batch := range slices.Chunk(hellos, 1000) {
 			start := time.Now()
+			if start.Sub(began) > d && all != nil {
+				return all, nil
+			}
 			if err := lookup(s, batch); err != nil {
 				return nil, err
 			}
 			all = append(all, float64(time.Since(start))/float64(len(batch)))
 		}
 	}
-	return all, nil
 }
 
 func writeOurs(s *server, n int) func(step int) error {
@@ -476,7 +500,7 @@ func runHandshakes(r *run) (values, error) {
 	rates := make(map[string][]float64) // over the floor's, but for the floor
 	var failed error
 	order := slices.Clone(contestants)
-	rounds := r.rounds(2, 60)
+	rounds := r.rounds(2, 40)
 	for i := range rounds {
 		r.progress("round %d of %d", i+1, rounds)
 		round := make(map[string]float64)
