@@ -1,35 +1,69 @@
 package journal
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 )
 
-const many = 100_000
+// sizes runs a benchmark with logs of 100,000 and 1,000,000 records of 1.5 kB.
+func sizes(b *testing.B, bench func(b *testing.B, n int)) {
+	for _, n := range []int{100_000, 1_000_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) { bench(b, n) })
+	}
+}
 
-// full returns a log of 100,000 records of 1.5 kB.
-func full() *Log {
+// full returns a log of n records of 1.5 kB, put in no order.
+func full(n int) *Log {
 	var l Log
-	for i := range many {
-		l.Put(big(fmt.Sprintf("host-%06d.example.com", i*7919%many), i))
+	for i := range n {
+		l.Put(big(fmt.Sprintf("host-%07d.example.com", i*7919%n), i))
 	}
 	return &l
 }
 
-func BenchmarkPutSync(b *testing.B) {
-	l := full()
-	if err := l.Open(filepath.Join(b.TempDir(), "cache"), Options{}); err != nil {
+// fullFile returns the name of a file with n records.
+func fullFile(b *testing.B, n int) string {
+	name := filepath.Join(b.TempDir(), "cache")
+	if err := os.WriteFile(name, []byte(full(n).Text()), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return name
+}
+
+func BenchmarkPutSync(b *testing.B) { sizes(b, benchmarkPutSync) }
+
+func benchmarkPutSync(b *testing.B, n int) {
+	var l Log
+	if err := l.Open(fullFile(b, n), Options{}); err != nil {
 		b.Fatal(err)
 	}
 	defer l.Close()
-	r := big("host-000000.example.com", 1)
 	b.ReportAllocs()
-	for b.Loop() {
-		if err := l.Sync(l.Put(r)); err != nil {
+	for i := 0; b.Loop(); i++ {
+		if err := l.Sync(l.Put(big(fmt.Sprintf("new-%07d.example.com", i), 1))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkPutSyncFloor is the least that a Put and a Sync take: the same
+// bytes, made and written to the end of a plain file.
+func BenchmarkPutSyncFloor(b *testing.B) {
+	f, err := os.OpenFile(fullFile(b, 100_000), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	for i := 0; b.Loop(); i++ {
+		_, err := f.WriteString(string(big(fmt.Sprintf("new-%07d.example.com", i), 1)) + "\n")
+		if err := errors.Join(err, f.Sync()); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -54,55 +88,95 @@ func BenchmarkPutSyncParallel(b *testing.B) {
 }
 
 func BenchmarkGet(b *testing.B) {
-	l := full()
+	l := full(100_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		l.Get("host", "host-000123.example.com")
+		l.Get("host", "host-0000123.example.com")
 	}
 }
 
-func BenchmarkOpen(b *testing.B) {
-	name := filepath.Join(b.TempDir(), "cache")
-	l := full()
-	if err := l.Open(name, Options{}); err != nil {
-		b.Fatal(err)
-	}
-	l.Close()
+func BenchmarkOpen(b *testing.B) { sizes(b, benchmarkOpen) }
+
+func benchmarkOpen(b *testing.B, n int) {
+	name := fullFile(b, n)
 	b.ReportAllocs()
 	for b.Loop() {
 		var l Log
-		if err := l.Open(name, Options{}); err != nil {
+		apply := func(rs []Record) {
+			for _, r := range rs {
+				l.Adopt(r)
+			}
+		}
+		if err := l.Open(name, Options{Apply: apply}); err != nil {
 			b.Fatal(err)
 		}
 		l.Close()
 	}
 }
 
+// BenchmarkOpenFloor is the least that Open takes: to read a file and check
+// each line.
+func BenchmarkOpenFloor(b *testing.B) { sizes(b, benchmarkOpenFloor) }
+
+func benchmarkOpenFloor(b *testing.B, n int) {
+	name := fullFile(b, n)
+	for b.Loop() {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for line := range bytes.Lines(data) {
+			crc32.Checksum(line, castagnoli)
+		}
+	}
+}
+
 // BenchmarkText and BenchmarkSplit are to be compared with BenchmarkCopy, the
 // least that it takes.
-func BenchmarkText(b *testing.B) {
-	l := full()
-	b.SetBytes(int64(len(l.Text())))
+func BenchmarkText(b *testing.B) { sizes(b, benchmarkText) }
+
+func benchmarkText(b *testing.B, n int) {
+	l := full(n)
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Text()
 	}
 }
 
-func BenchmarkSplit(b *testing.B) {
-	text := full().Text()
-	b.SetBytes(int64(len(text)))
+// BenchmarkTextLoaded is BenchmarkText of what was in order when it was read.
+func BenchmarkTextLoaded(b *testing.B) { sizes(b, benchmarkTextLoaded) }
+
+func benchmarkTextLoaded(b *testing.B, n int) {
+	rs, _, _ := Split(full(n).Text())
+	var l Log
+	l.Put(rs...)
 	b.ReportAllocs()
 	for b.Loop() {
-		if rs, _, _ := Split(text); len(rs) != many {
+		l.Text()
+	}
+}
+
+func BenchmarkSplit(b *testing.B) { sizes(b, benchmarkSplit) }
+
+func benchmarkSplit(b *testing.B, n int) {
+	text := full(n).Text()
+	b.ReportAllocs()
+	for b.Loop() {
+		rs, _, _ := Split(text)
+		var l Log
+		for _, r := range rs {
+			l.Put(r)
+		}
+		if len(rs) != n {
 			b.Fatal(len(rs))
 		}
 	}
 }
 
-func BenchmarkCopy(b *testing.B) {
-	text := []byte(full().Text())
-	b.SetBytes(int64(len(text)))
+func BenchmarkCopy(b *testing.B) { sizes(b, benchmarkCopy) }
+
+func benchmarkCopy(b *testing.B, n int) {
+	text := []byte(full(n).Text())
 	for b.Loop() {
 		c := make([]byte, 0, len(text))
 		c = append(c, text...)
@@ -111,10 +185,12 @@ func BenchmarkCopy(b *testing.B) {
 }
 
 // BenchmarkCompactStall says how long a Put waited at most, and how long
-// Syncs did, while 150 MB were rewritten.
-func BenchmarkCompactStall(b *testing.B) {
-	l := full()
-	if err := l.Open(filepath.Join(b.TempDir(), "cache"), Options{}); err != nil {
+// Syncs did, while 150 MB or 1.5 GB were rewritten.
+func BenchmarkCompactStall(b *testing.B) { sizes(b, benchmarkCompactStall) }
+
+func benchmarkCompactStall(b *testing.B, n int) {
+	var l Log
+	if err := l.Open(fullFile(b, n), Options{}); err != nil {
 		b.Fatal(err)
 	}
 	defer l.Close()
@@ -129,7 +205,7 @@ func BenchmarkCompactStall(b *testing.B) {
 					return
 				default:
 				}
-				r := big(fmt.Sprintf("host-%06d.example.com", i), i)
+				r := big(fmt.Sprintf("host-%07d.example.com", i), i)
 				start := time.Now()
 				seq := l.Put(r)
 				worstPut = max(worstPut, time.Since(start))

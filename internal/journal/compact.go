@@ -2,15 +2,18 @@ package journal
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 )
 
 const (
 	minCompact = 64 << 10 // bytes; a smaller file is never rewritten for being dead
 	maxCopies  = 4        // tries of one compaction whose copy others remove
+	copyAhead  = 4 << 20  // bytes of a copy not yet durable, which the fsync of a Sync may have to wait for
 )
 
 var errClosing = errors.New("log is being closed")
@@ -102,6 +105,9 @@ func (l *Log) rewriteBeside(fl *file) (err error) {
 	if err := fl.step("fsync copy", tmp.Sync); err != nil {
 		return c.abandon(err)
 	}
+	if err := c.copyChanges(); err != nil {
+		return c.abandon(err)
+	}
 	f := l.turn()
 	defer l.endTurn(f)
 	if l.attached() != fl {
@@ -157,14 +163,21 @@ type rewriting struct {
 	v    *view
 	size int64
 
-	beside bool // appends go on: Close need not wait for the end
+	beside bool     // appends go on: Close need not wait for the end
+	ahead  int64    // bytes not yet durable
+	old    *os.File // what was replaced; to free a big one takes long
 }
 
 func (l *Log) startCopy(fl *file, f *os.File) *rewriting {
 	return &rewriting{l: l, fl: fl, f: f, w: bufio.NewWriterSize(f, writeBuffer), v: l.startView()}
 }
 
-func (c *rewriting) stop() { c.l.endView(c.v) }
+func (c *rewriting) stop() {
+	c.l.endView(c.v)
+	if c.old != nil {
+		c.old.Close()
+	}
+}
 
 // abandon removes the temporary file and returns err.
 func (c *rewriting) abandon(err error) error {
@@ -178,12 +191,61 @@ func (c *rewriting) copyLive() error {
 	c.w.WriteString(header)
 	c.size = int64(len(header))
 	for batch := range c.l.batches() {
-		c.size += writeLines(c.w, batch)
-		if c.beside && c.l.closing.Load() {
+		c.write(batch)
+		if !c.beside {
+			continue
+		}
+		if c.l.closing.Load() {
 			return errClosing
+		}
+		if err := c.keepUp(); err != nil {
+			return err
 		}
 	}
 	return c.fl.step("copy", c.w.Flush)
+}
+
+func (c *rewriting) write(rs []Record) {
+	n := writeLines(c.w, rs)
+	c.size += n
+	c.ahead += n
+}
+
+// keepUp makes the copy durable piece by piece: where one fsync brings along
+// what others wrote, as in ext4, that of a Sync has no more than a piece to wait
+// for.
+func (c *rewriting) keepUp() error {
+	if c.ahead < copyAhead {
+		return nil
+	}
+	c.ahead = 0
+	return cmp.Or(c.w.Flush(), c.f.Sync())
+}
+
+// copyChanges copies what changed during the copy, while that is much, so that
+// little is left to do when everybody waits.
+func (c *rewriting) copyChanges() error {
+	for range maxCopies {
+		changed := c.takeChanges()
+		if changed == nil {
+			break
+		}
+		c.write(latest(changed))
+		if err := cmp.Or(c.w.Flush(), c.f.Sync()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeChanges takes the changes from the view if they are many.
+func (c *rewriting) takeChanges() (changed []Record) {
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
+	if len(c.v.changed) >= blockSize {
+		changed, c.v.changed = c.v.changed, nil
+	}
+	return changed
 }
 
 // finish adds what changed since the copy began, makes the file durable and,
@@ -191,7 +253,7 @@ func (c *rewriting) copyLive() error {
 // then.
 func (c *rewriting) finish(replace bool) error {
 	n, last := c.settle()
-	c.size += writeLines(c.w, latest(c.v.changed))
+	c.write(latest(c.v.changed))
 	err := c.fl.step("write rest", c.w.Flush)
 	if err == nil {
 		err = c.fl.step("fsync rest", c.f.Sync)
@@ -200,6 +262,9 @@ func (c *rewriting) finish(replace bool) error {
 	case err != nil && replace:
 		err = c.abandon(err)
 	case replace:
+		if c.beside && runtime.GOOS != "windows" {
+			c.old, c.fl.f = c.fl.f, nil
+		}
 		err = c.fl.replace(c.f, c.size)
 	case err == nil:
 		c.fl.end = c.size

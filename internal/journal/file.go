@@ -252,8 +252,11 @@ func (fl *file) read() (found *set, damaged int, err error) {
 		var text string
 		if text, err = readOn(r, line); err == nil {
 			end += int64(len(text) - len(line))
-			found.read += int64(len(text))
 			line, damaged = found.pushLines(text, damaged)
+			if found.read == 0 && r.Size() > readBuffer {
+				found.reserve(found.places * int(r.Size()/readBuffer))
+			}
+			found.read += int64(len(text))
 		}
 	}
 	if err != io.EOF {

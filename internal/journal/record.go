@@ -14,6 +14,9 @@ import (
 // header is the first line of every file and every blob.
 const header = "letsencrypt 1\n"
 
+// null is all that stands behind the checksum of a record that deletes.
+const null = "null"
+
 var (
 	// ErrVersion is returned, wrapped with the version found, for a file or
 	// a blob that a later version of this package wrote.
@@ -64,7 +67,7 @@ func Format(kind, name string, fields []int64, value []byte) Record {
 
 // Delete returns the record that deletes the one of the given kind and name.
 func Delete(kind, name string) Record {
-	return Format(kind, name, nil, []byte("null"))
+	return Format(kind, name, nil, []byte(null))
 }
 
 // Parse checks one line, without its newline. It looks at the syntax around
@@ -136,13 +139,15 @@ func (r Record) Field(i int) (int64, bool) {
 func (r Record) JSON() string { return skipFields(r.rest()) }
 
 // Deleted reports whether r deletes the records of its kind and name.
-func (r Record) Deleted() bool { return r.rest() == "null" }
+func (r Record) Deleted() bool { return r.rest() == null }
 
 // size returns the bytes of the line, its newline included.
 func (r Record) size() int64 { return int64(len(r)) + 1 }
 
 // rest returns what stands behind the checksum.
-func (r Record) rest() string { return string(r[len(r.Key())+len(" 00000000 "):]) }
+func (r Record) rest() string { return r.restAfter(r.Key()) }
+
+func (r Record) restAfter(key string) string { return string(r[len(key)+len(" 00000000 "):]) }
 
 // Split returns the records of a blob that [Log.Text] made, in its order, and
 // how many lines were damaged. It refuses one of another version
@@ -156,7 +161,8 @@ func Split(text string) (records []Record, damaged int, err error) {
 		return nil, 0, err
 	}
 	_, text, _ = strings.Cut(text, "\n")
-	records = make([]Record, 0, strings.Count(text, "\n")+1)
+	start := text[:min(len(text), readBuffer)] // as long as others lines are
+	records = make([]Record, 0, (strings.Count(start, "\n")+1)*(len(text)/readBuffer+1))
 	for line := range strings.SplitSeq(text, "\n") {
 		if line == "" {
 			continue

@@ -77,9 +77,10 @@ func (s *set) get(key []byte) Record {
 	return ""
 }
 
-// put adds r, or replaces the record of its key and returns that.
-func (s *set) put(r Record) (old Record) {
-	slot := s.slotFor(r)
+// put adds r, which has the given key, or replaces the record of that and
+// returns it.
+func (s *set) put(key string, r Record) (old Record) {
+	slot := s.slotFor(bytesOf(key))
 	if slot.place == 0 {
 		slot.place = uint32(s.newPlace()) + 1
 	}
@@ -90,7 +91,7 @@ func (s *set) put(r Record) (old Record) {
 
 // push adds r behind all others, and leaves a hole where the one of its key was.
 func (s *set) push(r Record) {
-	slot := s.slotFor(r)
+	slot := s.slotFor(bytesOf(r.Key()))
 	if slot.place != 0 {
 		*s.at(int(slot.place) - 1) = ""
 	}
@@ -141,13 +142,12 @@ func (s *set) nextPlace() int {
 	return s.places - 1
 }
 
-// slotFor returns the slot of r's key: a new one if it has none, whose place
-// the caller must set.
-func (s *set) slotFor(r Record) *slot {
+// slotFor returns the slot of a key: a new one if it has none, whose place the
+// caller must set.
+func (s *set) slotFor(key []byte) *slot {
 	if s.shards == nil {
 		s.shards = make([]shard, 1<<shardBits)
 	}
-	key := bytesOf(r.Key())
 	sh, hash := s.shard(key)
 	if 6*(sh.used+1) > 5*len(sh.slots) {
 		sh.grow()
@@ -193,10 +193,12 @@ func (sh *shard) next(i int) int {
 	return 0
 }
 
-// grow gives the shard a fifth more slots.
-func (sh *shard) grow() {
+// grow gives the shard a quarter more slots.
+func (sh *shard) grow() { sh.resize(len(sh.slots) + len(sh.slots)/4 + 8) }
+
+func (sh *shard) resize(n int) {
 	old := sh.slots
-	sh.slots = make([]slot, len(old)+len(old)/5+4)
+	sh.slots = make([]slot, n)
 	for _, s := range old {
 		if s.place == 0 {
 			continue
@@ -206,6 +208,19 @@ func (sh *shard) grow() {
 			i = sh.next(i)
 		}
 		sh.slots[i] = s
+	}
+}
+
+// reserve makes room for n records, so that adding them grows nothing, or little.
+func (s *set) reserve(n int) {
+	if s.shards == nil {
+		s.shards = make([]shard, 1<<shardBits)
+	}
+	n = n / len(s.shards) * 21 / 16
+	for i := range s.shards {
+		if sh := &s.shards[i]; n > len(sh.slots) {
+			sh.resize(n)
+		}
 	}
 }
 

@@ -313,6 +313,9 @@ func (l *Log) apply(fl *file, found *set, all bool) {
 	if apply == nil {
 		apply = func(rs []Record) { l.Adopt(rs...) }
 	}
+	if all && found.places > blockSize {
+		l.reserve(found.places)
+	}
 	for at := 0; at < found.places; at += blockSize {
 		block := found.block(at)
 		rs := make([]Record, 0, len(block))
@@ -328,6 +331,15 @@ func (l *Log) apply(fl *file, found *set, all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.dead += found.read // of which Adopt has taken off what lives
+}
+
+// reserve makes room for n records, if there are none yet.
+func (l *Log) reserve(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.live.places == 0 {
+		l.live.reserve(n)
+	}
 }
 
 // lacks reports whether the record changes what the log holds.
