@@ -435,7 +435,7 @@ func (m *Manager) Registered() bool {
 func (m *Manager) SetHosts(hosts []string) {
 	m.mu.Lock()
 	m.listSet = true
-	if r := hostsRecord(hosts); !slices.Equal(m.list, hosts) || (m.list == nil) != (hosts == nil) {
+	if was, r := m.listLocked(), hostsRecord(hosts); was != r {
 		m.setLocked(r)
 	}
 	m.relistLocked()

@@ -147,7 +147,6 @@ type state struct {
 	revocations  map[string]*revocation // by the leaf's hash
 	revokedHosts map[string]bool        // whose they are, or were; not written
 	levels       map[string]bucket.Level
-	list         []string // the hosts of SetHosts as they were given; nil: no list
 }
 
 // keeping is where the state goes. It is guarded by Manager.mu.
@@ -654,7 +653,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.registration = registration{}
 		decode(&m.registration)
 	case kindHosts:
-		m.list, _ = parseList(r.JSON()) // null for none
+		m.listed = !r.Deleted()
 	case kindBackoff:
 		t := new(trouble)
 		if !decode(t) {

@@ -208,7 +208,8 @@ func (f *flight) wait(ctx context.Context, parked <-chan struct{}) (*tls.Certifi
 // hosted is which hosts may have certificates, and which of them were refused
 // lately. It is guarded by Manager.mu.
 type hosted struct {
-	listSet  bool             // the list is this process's, not the file's
+	listed   bool             // there is a list
+	listSet  bool             // it is this process's, not the file's
 	badHosts map[string]error // entries of the list that are no hosts
 	onlyAddr string           // the one address on the list, if there is one
 	onlyHost string           // the one host on the list, if there is one
@@ -287,15 +288,24 @@ func hostsRecord(hosts []string) journal.Record {
 	return record(kindHosts, onlyOne, hosts)
 }
 
+// listLocked returns the record of the list, one that deletes it if there is none.
+func (m *Manager) listLocked() journal.Record {
+	if r, ok := m.log.Get(kindHosts, onlyOne); ok {
+		return r
+	}
+	return hostsRecord(nil)
+}
+
 // relistLocked marks the hosts that are on the list.
 func (m *Manager) relistLocked() {
 	m.badHosts, m.onlyAddr, m.onlyHost = nil, "", ""
 	hosts, addrs := 0, 0
-	m.hosts.Grow(max(0, len(m.list)-m.hosts.Len()))
-	for _, s := range m.list {
+	list, _ := parseList(m.listLocked().JSON()) // it was checked when it came in
+	m.hosts.Grow(max(0, len(list)-m.hosts.Len()))
+	for _, s := range list {
 		name, err := hostname.Canonical(s)
 		if err != nil {
-			m.badHostLocked(s, err)
+			m.badHostLocked(strings.Clone(s), err)
 			continue
 		}
 		h := m.hostLocked(name)
@@ -366,7 +376,7 @@ func (m *Manager) judgeLocked(name string, h *host) verdict {
 		return vouched
 	case m.Allow != nil:
 		return asking
-	case m.list != nil:
+	case m.listed:
 		return refused
 	case h != nil && h.managed:
 		return vouched
@@ -961,7 +971,7 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	name = m.coverLocked(name)
 	h, now := m.hosts.Get(name), time.Now().Round(0)
 	v := m.judgeLocked(name, h)
-	if v == refused && hello == nil && m.list == nil {
+	if v == refused && hello == nil && !m.listed {
 		v = stranger // the program itself named it to Cert
 	}
 	if v == asking && hello != nil && isWildcard(name) {

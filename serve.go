@@ -842,7 +842,7 @@ func (m *Manager) knownLocked(name string) bool {
 			return true
 		}
 	}
-	return m.list == nil && hostname.Plausible(name)
+	return !m.listed && hostname.Plausible(name)
 }
 
 // splitHost returns the canonical host and the port, if any, of a Host header.
