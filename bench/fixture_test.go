@@ -74,3 +74,14 @@ func TestStateServes(t *testing.T) {
 		t.Errorf("Marshal() begins %.200q, want the certificates as they came", got)
 	}
 }
+
+// A string has no capacity to look at, so it is by what was allocated for it.
+func TestStateTakesItsLength(t *testing.T) {
+	const n = 3000
+	var text string
+	_, bytes := allocations(func() { text = state(n) })
+	_, without := allocations(func() { hosts.writeState(new(counter), n) })
+	if got, most := bytes-without, float64(len(text))*1.02; got > most {
+		t.Errorf("state(%d) takes %.0f bytes for %d, want at most %.0f", n, got, len(text), most)
+	}
+}
