@@ -54,14 +54,17 @@ func (v values) ratio() float64 { return v[ours] / v[floor] }
 type run struct {
 	*figure
 	n     int
-	quick bool     // show that it works, no more: the values need not be good
-	notes []string // beside the table's line
-	began time.Time
+	quick bool      // show that it works, no more: the values need not be good
+	notes []string  // beside the table's line
+	said  time.Time // when progress was shown
 }
 
-// progress says what is being done, where a person sees it.
+// progress says what is being done, where a person sees it, a few times a second.
 func (r *run) progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "\r\x1b[K%s %d: %s", r.name, r.n, fmt.Sprintf(format, args...))
+	if time.Since(r.said) > time.Second/4 {
+		r.said = time.Now()
+		fmt.Fprintf(os.Stderr, "\r\x1b[K%s %s: %s", r.name, count(r.n), fmt.Sprintf(format, args...))
+	}
 }
 
 // note adds a remark to the result.
@@ -166,7 +169,7 @@ func (f *figure) upTo(most int) []int {
 }
 
 func (f *figure) measure(n int, quick bool) (result, error) {
-	r := &run{figure: f, n: n, quick: quick, began: time.Now()}
+	r := &run{figure: f, n: n, quick: quick}
 	r.progress("starting")
 	runtime.GC()
 	v, err := f.run(r)
