@@ -130,9 +130,11 @@ func (f *family) state(n int) string {
 // A counter counts what is written to it.
 type counter int
 
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
+func (c *counter) Write(p []byte) (int, error) { return c.WriteString(string(p)) }
+
+func (c *counter) WriteString(s string) (int, error) {
+	*c += counter(len(s))
+	return len(s), nil
 }
 
 func (f *family) writeState(w io.Writer, n int) {
