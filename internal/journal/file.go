@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bufio"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -246,56 +245,70 @@ func (fl *file) read() (found *set, damaged int, err error) {
 	if err != nil || fi.Size() <= fl.end {
 		return found, 0, err
 	}
-	r := io.NewSectionReader(fl.f, fl.end, fi.Size()-fl.end)
-	end, line := fl.end, "" // line is the beginning of one that ends in the next buffer
-	for err == nil {
-		var text string
-		if text, err = readOn(r, line); err == nil {
-			end += int64(len(text) - len(line))
-			line, damaged = found.pushLines(text, damaged)
-			if found.read == 0 && r.Size() > readBuffer {
-				found.reserve(found.places * int(r.Size()/readBuffer))
-			}
-			found.read += int64(len(text))
+	size := fi.Size() - fl.end
+	pieces := make(chan piece, 1)
+	go readPieces(io.NewSectionReader(fl.f, fl.end, size), pieces)
+	var end string // what follows the last newline
+	for p := range pieces {
+		if err = p.err; err != nil {
+			found, damaged = new(set), 0
+			continue // that was the last
 		}
+		damaged += found.pushLines(p.lines)
+		if found.read == 0 && p.size < size {
+			found.reserve(int(float64(found.places) * float64(size) / float64(p.size)))
+		}
+		found.read += p.size
+		end = p.rest
 	}
-	if err != io.EOF {
-		return new(set), 0, err
+	if err != nil {
+		return found, damaged, err
 	}
-	fl.end, fl.ragged = end-int64(len(line)), false
-	if r, ok := fl.tornLine(line); ok {
+	fl.end, fl.ragged = fl.end+found.read-int64(len(end)), false
+	if r, ok := fl.tornLine(end); ok {
 		found.push(r)
 	}
 	return found, damaged, nil
 }
 
-// readOn returns line and what comes next, in a new buffer that nobody writes
-// to any more, or io.EOF if nothing does.
-func readOn(r *io.SectionReader, line string) (text string, err error) {
-	at, _ := r.Seek(0, io.SeekCurrent)
-	// One line may be longer than a buffer: doubling it copies no byte often.
-	size := min(int64(max(readBuffer, 2*len(line))), int64(len(line))+r.Size()-at)
-	buf := make([]byte, size)
-	n := copy(buf, line)
-	m, err := io.ReadFull(r, buf[n:])
-	if m == 0 {
-		return "", cmp.Or(err, io.EOF)
-	}
-	if err == io.ErrUnexpectedEOF {
-		err = nil // somebody cut the file: that was the rest
-	}
-	return unsafe.String(unsafe.SliceData(buf), n+m), err
+// A piece is the next lines of a file, or the error that kept us from them.
+type piece struct {
+	lines string
+	rest  string // the beginning of a line that the next piece begins with
+	size  int64  // bytes read for this
+	err   error
 }
 
-// pushLines adds the records that text consists of, and counts damaged ones. It
-// returns what follows the last newline.
-func (s *set) pushLines(text string, damaged int) (rest string, stillDamaged int) {
-	for {
-		line, rest, ok := strings.Cut(text, "\n")
-		if !ok {
-			return text, damaged
+// readPieces reads ahead, while its caller parses, and closes pieces when there
+// is no more. The pieces are in buffers that nobody writes to again.
+func readPieces(r *io.SectionReader, pieces chan<- piece) {
+	defer close(pieces)
+	left, rest := r.Size(), ""
+	for left > 0 {
+		// One line may be longer than a buffer: doubling it copies no byte often.
+		buf := make([]byte, min(int64(max(readBuffer, 2*len(rest))), int64(len(rest))+left))
+		n := copy(buf, rest)
+		m, err := io.ReadFull(r, buf[n:])
+		if err == io.EOF {
+			return // somebody cut the file
 		}
-		text = rest
+		if err != nil && err != io.ErrUnexpectedEOF {
+			pieces <- piece{err: err}
+			return
+		}
+		left -= int64(m)
+		text := unsafe.String(unsafe.SliceData(buf), n+m)
+		at := strings.LastIndexByte(text, '\n') + 1
+		rest = text[at:]
+		pieces <- piece{lines: text[:at], rest: rest, size: int64(m)}
+	}
+}
+
+// pushLines adds the records that text consists of, and counts damaged ones.
+func (s *set) pushLines(text string) (damaged int) {
+	for text != "" {
+		var line string
+		line, text, _ = strings.Cut(text, "\n")
 		if line == "" {
 			continue
 		}
@@ -305,6 +318,7 @@ func (s *set) pushLines(text string, damaged int) (rest string, stillDamaged int
 			damaged++
 		}
 	}
+	return damaged
 }
 
 // tornLine deals with a last line that has no newline: it is cut off, unless

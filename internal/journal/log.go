@@ -30,7 +30,8 @@
 // nothing tells a record that was deleted from one that was lost, and nothing
 // is to be lost.
 //
-// No goroutine runs here: work is done by those who wait for it.
+// Work is done by those who wait for it. The one goroutine that is started here
+// reads a file ahead, and ends before the call that needed it.
 package journal
 
 import (

@@ -216,7 +216,7 @@ func (s *set) reserve(n int) {
 	if s.shards == nil {
 		s.shards = make([]shard, 1<<shardBits)
 	}
-	n = n / len(s.shards) * 21 / 16
+	n = n/len(s.shards)*5/4 + 8
 	for i := range s.shards {
 		if sh := &s.shards[i]; n > len(sh.slots) {
 			sh.resize(n)
