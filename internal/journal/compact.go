@@ -13,7 +13,7 @@ import (
 const (
 	minCompact = 64 << 10 // bytes; a smaller file is never rewritten for being dead
 	maxCopies  = 4        // tries of one compaction whose copy others remove
-	copyAhead  = 4 << 20  // bytes of a copy not yet durable, which the fsync of a Sync may have to wait for
+	copyAhead  = 1 << 20  // bytes of a copy not yet durable, which the fsync of a Sync may have to wait for
 )
 
 var errClosing = errors.New("log is being closed")

@@ -123,16 +123,17 @@ func (r Record) Name() string {
 // Field returns the i'th of the numbers before the JSON value, and whether
 // there is one.
 func (r Record) Field(i int) (int64, bool) {
-	rest := r.rest()
-	value := skipFields(rest)
-	for field := range strings.FieldsSeq(rest[:len(rest)-len(value)]) {
-		if i == 0 {
-			n, err := strconv.ParseInt(field, 10, 64)
-			return n, err == nil
+	for rest := r.rest(); ; i-- {
+		n := fieldLen(rest)
+		if n == 0 {
+			return 0, false
 		}
-		i--
+		if i == 0 {
+			v, err := strconv.ParseInt(rest[:n], 10, 64)
+			return v, err == nil
+		}
+		rest = rest[n+1:]
 	}
-	return 0, false
 }
 
 // JSON returns the record's value.
@@ -199,16 +200,23 @@ func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)
 // skipFields returns what follows the fields: the JSON value. A field is
 // followed by a space, so that a number alone is a value.
 func skipFields(s string) string {
-	for {
-		n := 0
-		for n < len(s) && (s[n] == '-' || '0' <= s[n] && s[n] <= '9') {
-			n++
-		}
-		if n == 0 || n == len(s) || s[n] != ' ' {
-			return s
-		}
+	for n := fieldLen(s); n > 0; n = fieldLen(s) {
 		s = s[n+1:]
 	}
+	return s
+}
+
+// fieldLen returns the length of the field that s begins with, 0 if it begins
+// with none.
+func fieldLen(s string) int {
+	n := 0
+	for n < len(s) && (s[n] == '-' || '0' <= s[n] && s[n] <= '9') {
+		n++
+	}
+	if n == len(s) || s[n] != ' ' {
+		return 0
+	}
+	return n
 }
 
 func validKind(s string) bool {
