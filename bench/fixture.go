@@ -38,13 +38,9 @@ var (
 	wildcards = &family{head: "*.h", tail: ".example.com"}
 )
 
-func name(i int) string               { return hosts.name(i) }
-func leaf(i int) []byte               { return hosts.leaf(i) } // DER
-func tlsCert(i int) *tls.Certificate  { return hosts.tlsCert(i) }
-func pems(i int) (chain, key []byte)  { return hosts.pems(i) }
-func state(n int) string              { return hosts.state(n) }
-func writeState(w io.Writer, n int)   { hosts.writeState(w, n) }
-func certRecord(i int) journal.Record { return hosts.certRecord(i, 0) }
+func name(i int) string             { return hosts.name(i) }
+func state(n int) string            { return hosts.state(n) }
+func writeState(w io.Writer, n int) { hosts.writeState(w, n) }
 
 // A family is a set of hosts whose names, of one length, differ in a number.
 // Host i's leaf is that of host 0 with the other number: nobody in here checks

@@ -105,8 +105,8 @@ type cost struct{ ns, bytes, goroutines, requests float64 }
 // refuse has a client ask for each of the names, none of which gets a certificate.
 func refuse(s *server, hello *tls.ClientHelloInfo, names []string) (cost, error) {
 	const batch = 10_000
-	hello.ServerName = "first.example.net" // what is made at the first use is not kept for the names
-	s.get(hello)
+	hello.ServerName = "first.example.net"
+	s.get(hello) // what the first use makes is not the names' doing
 	goroutines, requests := runtime.NumGoroutine(), s.requests()
 	bytes := heap()
 	var ns []float64
