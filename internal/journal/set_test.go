@@ -297,28 +297,31 @@ func TestPassedOverIsLetGoOf(t *testing.T) {
 func TestReleaseBesidePuts(t *testing.T) {
 	var l Log
 	const n = 3 * blockSize
-	for i := range n {
-		l.Put(rec(fmt.Sprint(i), 0))
-	}
 	var wg sync.WaitGroup
+	stop := make(chan struct{})
 	wg.Go(func() {
-		for round := range 50 {
-			for i := range n {
-				l.Put(rec(fmt.Sprint(i), round))
+		for {
+			for at := 0; l.cloneBlock(at); at += blockSize {
 			}
-			l.Put(Delete("host", fmt.Sprint(round)))
+			select {
+			case <-stop:
+				return
+			default:
+			}
 		}
 	})
-	for range 200 {
-		for at := 0; l.cloneBlock(at); at += blockSize {
+	for round := range 100 {
+		for i := range n {
+			l.Put(rec(fmt.Sprint(i), round))
+		}
+		for i := range n {
+			if r, _ := l.Get("host", fmt.Sprint(i)); r != rec(fmt.Sprint(i), round) {
+				t.Errorf("round %d: record %d = %q, want the last put", round, i, r)
+			}
 		}
 	}
+	close(stop)
 	wg.Wait()
-	for i := 50; i < n; i++ {
-		if r, _ := l.Get("host", fmt.Sprint(i)); r != rec(fmt.Sprint(i), 49) {
-			t.Fatalf("record %d = %q, want the last put", i, r)
-		}
-	}
 }
 
 func TestMemoryPerLoadedRecord(t *testing.T) {
