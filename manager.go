@@ -243,6 +243,7 @@ type Manager struct {
 	sharing     // what of it other members of the fleet have
 	serving     // how clients and validations reach us
 
+	strict  atomic.Bool // there is a list, so that a name that is not in hosts is refused unless Allow is set
 	log     journal.Log // the state as records
 	hosts   table.Table[host]
 	own     owned.Set // the program's own certificates
@@ -462,14 +463,8 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if challenge.IsValidation(hello) {
 		return m.validation(hello)
 	}
-	if !m.own.Any() {
-		h := m.hosts.Get(hello.ServerName)
-		if h == nil {
-			h = m.wildcard(hello.ServerName)
-		}
-		if leaf := h.ready(); leaf != nil {
-			return leaf, nil
-		}
+	if leaf, err := m.atOnce(hello.ServerName); leaf != nil || err != nil {
+		return leaf, err
 	}
 	name, err := m.helloName(hello)
 	if err != nil {

@@ -304,12 +304,17 @@ func (m *Manager) Marshal() string { return m.log.Text() }
 // expire stays. If enc can't be read, or only in part, it returns an error and
 // changes nothing.
 func (m *Manager) Unmarshal(enc string) error {
-	records, err := parseState(enc)
+	records, others, err := parseState(enc)
 	if err != nil {
 		return fmt.Errorf("letsencrypt: Unmarshal: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.hosts.Len() > 0 { // enc is let go of, but for what wins
+		for i, r := range records {
+			records[i] = journal.Record(strings.Clone(string(r)))
+		}
+	}
 	gone := map[string]journal.Record{}
 	for url := range m.accounts {
 		gone[url] = journal.Delete(kindAccount, url)
@@ -317,7 +322,7 @@ func (m *Manager) Unmarshal(enc string) error {
 	for _, only := range []string{kindHosts, kindRegister} {
 		gone[only] = journal.Delete(only, onlyOne)
 	}
-	for _, r := range records {
+	for _, r := range others {
 		switch r.Kind() {
 		case kindAccount:
 			delete(gone, r.Name())
@@ -327,6 +332,7 @@ func (m *Manager) Unmarshal(enc string) error {
 	}
 	records = slices.AppendSeq(records, maps.Values(gone))
 	m.listSet = true
+	list := m.listLocked()
 	m.hosts.Grow(len(records))
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
 		for len(records) > 0 {
@@ -341,7 +347,9 @@ func (m *Manager) Unmarshal(enc string) error {
 			records = records[1:]
 		}
 	})
-	m.relistLocked()
+	if m.listLocked() != list {
+		m.relistLocked()
+	}
 	return nil
 }
 
@@ -358,39 +366,45 @@ func certsAhead(rs []journal.Record) int {
 // putCertsLocked takes over those of certificates, of different hosts, that
 // outlive ours, after put has put them. It returns the others.
 func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record)) (losers []journal.Record) {
-	winners := make([]journal.Record, 0, len(rs))
+	winners, hosts := make([]journal.Record, 0, len(rs)), make([]*host, 0, len(rs))
 	for _, r := range rs {
-		if m.laterLocked(r) {
-			winners = append(winners, r)
+		if h := m.hostLocked(r.Name()); m.laterLocked(r, h) {
+			winners, hosts = append(winners, r), append(hosts, h)
 		} else {
 			losers = append(losers, r)
+			m.tidyLocked(h)
 		}
 	}
 	put(winners...)
-	for _, r := range winners {
-		m.applyLocked(r)
+	for i, r := range winners {
+		m.applyCertLocked(hosts[i], r)
 	}
 	return losers
 }
 
-// parseState returns the records of a blob, each of them known to decode.
-func parseState(enc string) ([]journal.Record, error) {
+// parseState returns the records of a blob, each of them known to decode, and of
+// these those that are not certificates.
+func parseState(enc string) (records, others []journal.Record, err error) {
 	if strings.HasPrefix(strings.TrimSpace(enc), "{") {
-		return importRSC([]byte(enc))
+		records, err = importRSC([]byte(enc))
+		return records, records, err
 	}
 	records, damaged, err := journal.Split(enc)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if damaged > 0 {
-		return nil, fmt.Errorf("%d of its lines are damaged", damaged)
+		return nil, nil, fmt.Errorf("%d of its lines are damaged", damaged)
 	}
 	for _, r := range records {
 		if err := check(r); err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if r.Kind() != kindCert {
+			others = append(others, r)
 		}
 	}
-	return records, nil
+	return records, others, nil
 }
 
 // putBatch is how many certificates are put at a time: nobody else gets at the
@@ -501,7 +515,7 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 	case kindHosts:
 		return !m.listSet
 	case kindCert:
-		return m.laterLocked(r)
+		return m.laterLocked(r, m.hosts.Get(r.Name()))
 	case kindAccount:
 		return m.accounts[r.Name()].URL == ""
 	case kindOrder:
@@ -519,13 +533,12 @@ func (m *Manager) winsLocked(r journal.Record) bool {
 	return true
 }
 
-// laterLocked reports whether the certificate in r outlives the one we have,
-// and was not revoked.
-func (m *Manager) laterLocked(r journal.Record) bool {
+// laterLocked reports whether the certificate in r outlives the one we have for
+// the host, and was not revoked.
+func (m *Manager) laterLocked(r journal.Record, h *host) bool {
 	if m.barredLocked(r) {
 		return false
 	}
-	h := m.hosts.Get(r.Name())
 	notAfter, _ := r.Field(1)
 	return h == nil || h.evicted || notAfter > h.notAfter
 }
@@ -631,7 +644,7 @@ func (m *Manager) withdrawLocked(h *host) {
 // applyLocked takes what a record says, which check has found to decode, into
 // the decoded state.
 func (m *Manager) applyLocked(r journal.Record) {
-	name := r.Name()
+	name := strings.Clone(r.Name()) // which is kept, and r may be a part of something larger
 	decode := func(v any) bool {
 		return !r.Deleted() && json.Unmarshal([]byte(r.JSON()), v) == nil
 	}
@@ -662,30 +675,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.hostLocked(name).trouble = t
 		m.requeueLocked(m.hostLocked(name))
 	case kindCert:
-		h := m.hostLocked(name)
-		notBefore, _ := r.Field(0)
-		notAfter, _ := r.Field(1)
-		if h.evicted && h.notBefore == notBefore && h.notAfter == notAfter {
-			h.evicted = false // and stored
-			m.cacheLocked(h)
-			return
-		}
-		h.hold(notBefore, notAfter, nil)
-		delete(m.befores, h)
-		m.newest = max(m.newest, notBefore)
-		if m.moments {
-			if r, ok := m.log.Get(kindMoment, name); ok {
-				m.applyLocked(r)
-			}
-		}
-		if m.Storage != nil && m.adopting && m.started { // another member made it
-			h.poll = time.Now().Add(mathrand.N(pollSoon)).UnixNano()
-			if h.trouble != nil {
-				m.setLocked(journal.Delete(kindBackoff, name))
-			}
-		}
-		m.cacheLocked(h)
-		m.requeueLocked(h)
+		m.applyCertLocked(m.hostLocked(name), r)
 	case kindRevoked:
 		rec := new(revocation)
 		if !decode(rec) {
@@ -711,6 +701,33 @@ func (m *Manager) applyLocked(r journal.Record) {
 			m.requeueLocked(h)
 		}
 	}
+}
+
+// applyCertLocked takes over a certificate that was put.
+func (m *Manager) applyCertLocked(h *host, r journal.Record) {
+	notBefore, _ := r.Field(0)
+	notAfter, _ := r.Field(1)
+	if h.evicted && h.notBefore == notBefore && h.notAfter == notAfter {
+		h.evicted = false // and stored
+		m.cacheLocked(h)
+		return
+	}
+	h.hold(notBefore, notAfter, nil)
+	delete(m.befores, h)
+	m.newest = max(m.newest, notBefore)
+	if m.moments {
+		if r, ok := m.log.Get(kindMoment, h.name); ok {
+			m.applyLocked(r)
+		}
+	}
+	if m.Storage != nil && m.adopting && m.started { // another member made it
+		h.poll = time.Now().Add(mathrand.N(pollSoon)).UnixNano()
+		if h.trouble != nil {
+			m.setLocked(journal.Delete(kindBackoff, h.name))
+		}
+	}
+	m.cacheLocked(h)
+	m.requeueLocked(h)
 }
 
 func setOrDelete[V any](views *map[string]V, name string, decode func(any) bool) {
@@ -784,6 +801,9 @@ func (m *Manager) offerLocked(key string) {
 func (m *Manager) lackLocked(key string, l lack) {
 	if m.unstored == nil {
 		m.unstored = make(map[string]lack)
+	}
+	if _, ok := m.unstored[key]; !ok {
+		key = strings.Clone(key) // it may be a part of something larger
 	}
 	m.unstored[key] = l
 	m.dirty = true
@@ -1174,7 +1194,7 @@ func (m *Manager) truerLocked(r, ours journal.Record) bool {
 	case kindCert:
 		theirs, _ := r.Field(0)
 		made, _ := ours.Field(0)
-		return !m.barredLocked(r) && (theirs > made || theirs == made && m.laterLocked(r))
+		return !m.barredLocked(r) && (theirs > made || theirs == made && m.laterLocked(r, m.hosts.Get(r.Name())))
 	case kindStaple:
 		var theirs, rec stapleRecord
 		json.Unmarshal([]byte(r.JSON()), &theirs) // both were checked

@@ -220,7 +220,7 @@ type hosted struct {
 func (m *Manager) hostLocked(name string) *host {
 	h := m.hosts.Get(name)
 	if h == nil {
-		h = &host{name: strings.Clone(name)} // it may be a part of something larger
+		h = &host{name: strings.Clone(name)} // which may be a part of something larger
 		h.place.Value = h
 		m.hosts.Set(h.name, h)
 	}
@@ -303,19 +303,22 @@ func (m *Manager) relistLocked() {
 	list, _ := parseList(m.listLocked().JSON()) // it was checked when it came in
 	m.hosts.Grow(max(0, len(list)-m.hosts.Len()))
 	for _, s := range list {
-		name, err := hostname.Canonical(s)
-		if err != nil {
-			m.badHostLocked(strings.Clone(s), err)
-			continue
+		h := m.hosts.Get(s) // most are canonical, and known
+		if h == nil {
+			name, err := hostname.Canonical(s)
+			if err != nil {
+				m.badHostLocked(strings.Clone(s), err)
+				continue
+			}
+			h = m.hostLocked(name)
 		}
-		h := m.hostLocked(name)
 		if h.relisted {
 			continue
 		}
 		h.relisted = true
 		m.onlyHost = h.name
 		hosts++
-		if _, ok := hostname.IsAddr(name); ok {
+		if _, ok := hostname.IsAddr(h.name); ok {
 			m.onlyAddr = h.name
 			addrs++
 		}
@@ -326,6 +329,7 @@ func (m *Manager) relistLocked() {
 	if addrs != 1 {
 		m.onlyAddr = ""
 	}
+	m.strict.Store(m.listed && !m.closed)
 	for _, h := range m.hosts.All() {
 		if h.listed != h.relisted {
 			h.listed = h.relisted
@@ -352,9 +356,10 @@ func (m *Manager) coverLocked(name string) string {
 	if h := m.hosts.Get(name); h != nil && (h.listed || h.managed) {
 		return name
 	}
-	wild, _ := hostname.Wildcard(name)
-	if h := m.hosts.Get(wild); h != nil && (h.listed || h.managed) {
-		return wild
+	var buf [hostname.MaxLen + len("*.")]byte
+	wild, _ := hostname.AppendWildcard(buf[:0], name)
+	if h := m.hosts.GetBytes(wild); h != nil && (h.listed || h.managed) {
+		return h.name
 	}
 	return name
 }
@@ -682,18 +687,18 @@ func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (
 	p := m.pauses[a.Directory]
 	switch {
 	case now.Before(believe(p.Until, p.Noted, now)):
-		return p.Until, fmt.Errorf("%w: %s", errPaused, p.Error)
+		return p.Until, &pausedError{p.Error}
 	case p.Failures > 0 && a.prober != nil && a.prober != f:
-		return now.Add(pauseFirst), fmt.Errorf("%w: %s", errPaused, p.Error)
+		return now.Add(pauseFirst), &pausedError{p.Error}
 	}
 	if h == nil || h.trouble == nil {
 		return time.Time{}, nil
 	}
 	if until := believe(h.trouble.Limits[a.Directory], h.trouble.Noted, now); now.Before(until) {
-		return until, fmt.Errorf("%w: %s", errPaused, h.trouble.Said)
+		return until, &pausedError{h.trouble.Said}
 	}
 	if until := believe(h.trouble.Paused[a.Directory], h.trouble.Noted, now); now.Before(until) && (f == nil || !f.renew) {
-		return until, fmt.Errorf("%w: %s", errPaused, h.trouble.Said)
+		return until, &pausedError{h.trouble.Said}
 	}
 	return time.Time{}, nil
 }
@@ -723,10 +728,28 @@ func (m *Manager) openLocked(h *host, f *flight, now time.Time) (until time.Time
 			return time.Time{}, nil
 		}
 		until = earliest(at, until)
-		errs = append(errs, fmt.Errorf("%s: %w", a.Directory, err))
+		if err = (&caError{a.Directory, err}); len(m.authorities) == 1 {
+			return until, err
+		}
+		errs = append(errs, err)
 	}
 	return until, errors.Join(errs...)
 }
+
+// A pausedError says that a CA is left alone, and a caError which. They are put
+// into words by who reads them: many who come at such a time do not.
+type (
+	pausedError struct{ why string }
+	caError     struct {
+		directory string
+		error
+	}
+)
+
+func (e *pausedError) Error() string { return errPaused.Error() + ": " + e.why }
+func (e *pausedError) Unwrap() error { return errPaused }
+func (e *caError) Error() string     { return e.directory + ": " + e.error.Error() }
+func (e *caError) Unwrap() error     { return e.error }
 
 // A failure is what an attempt came to that obtained nothing.
 type failure struct {

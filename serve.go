@@ -71,18 +71,63 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 	return "", errors.New("the client named no host, and there is no DefaultHost")
 }
 
-// wildcard returns the wildcard above a name as a client sent it, nil if we have
-// none.
-func (m *Manager) wildcard(name string) *host {
-	if len(name) > hostname.MaxLen {
+// atOnce returns what there is to say to a client without a lock, a clock or a wait:
+// the certificate if one has asked for it before, or an error if the name is not on
+// the list. Otherwise it returns neither.
+func (m *Manager) atOnce(name string) (*tls.Certificate, error) {
+	if m.own.Any() {
+		return nil, nil
+	}
+	h := m.hosts.Get(name)
+	if h == nil {
+		h = m.spelled(name)
+	}
+	if leaf := h.ready(); leaf != nil {
+		return leaf, nil
+	}
+	if h == nil && m.strict.Load() && m.Allow == nil && name != "" {
+		return nil, m.refuse(name)
+	}
+	return nil, nil
+}
+
+// spelled returns the host that a client means by a name that is not in the
+// table as it was sent: the same in other letters, or the wildcard above it. It is
+// nil if we have none.
+func (m *Manager) spelled(name string) *host {
+	var buf [hostname.MaxLen]byte
+	b, err := hostname.AppendCanonical(buf[:0], name)
+	if err != nil {
 		return nil
 	}
-	var buf [hostname.MaxLen + len("*.")]byte
-	wild, ok := hostname.AppendWildcard(buf[:0], name)
-	if !ok {
+	if string(b) != name {
+		if h := m.hosts.GetBytes(b); h != nil {
+			return h
+		}
+	}
+	dot := bytes.IndexByte(b, '.')
+	if dot < 1 {
 		return nil
 	}
-	return m.hosts.GetBytes(wild)
+	b[dot-1] = '*'
+	return m.hosts.GetBytes(b[dot-1:])
+}
+
+// refuse returns the error for a name that is not on the list. It takes no lock and
+// keeps nothing: strangers may have us do so as often as they like.
+func (m *Manager) refuse(name string) error {
+	m.begin()
+	err := &struct {
+		handshakeError
+		host HostError
+	}{host: HostError{Host: quote(name), Err: ErrHostNotAllowed}}
+	if canonical, nonsense := hostname.Canonical(name); nonsense == nil {
+		err.host.Host = canonical
+	} else {
+		err.host.Err = fmt.Errorf("%w: %w", ErrHostNotAllowed, nonsense)
+	}
+	err.error = &err.host
+	return &err.handshakeError
 }
 
 // ready returns the certificate if a client has asked for it before.
@@ -728,6 +773,7 @@ func (m *Manager) track(servers ...*http.Server) bool {
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
+	m.strict.Store(false)
 	servers := m.servers
 	m.mu.Unlock()
 	errs := make([]error, len(servers))
