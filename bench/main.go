@@ -187,7 +187,7 @@ func printTable(results []result) {
 	fmt.Printf("%s, %d CPUs, %s\n\n", runtime.Version(), runtime.NumCPU(), time.Now().Format(time.DateOnly))
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
 	fmt.Fprintf(w, "| figure\t| N\t| %s\t| ratio\t| target\t|\n", strings.Join(contestants, "\t| "))
-	fmt.Fprintf(w, "|%s\n", strings.Repeat(" ---\t|", 5+len(contestants)))
+	fmt.Fprintf(w, "|%s\n", strings.Repeat(" ---\t|", 4+len(contestants)))
 	for _, r := range results {
 		met := ""
 		if !r.Met {
