@@ -36,7 +36,7 @@ type site struct {
 	written func() (int64, error) // how many bytes went into files
 	stop    func() error
 
-	listener net.Listener
+	listener net.Listener // nil if it is CertMagic that listens
 	conns    sync.WaitGroup
 }
 
@@ -54,10 +54,16 @@ func (s *site) open(contestant string) (err error) {
 	case ours:
 		config, err = s.openOurs()
 	}
-	if err == nil {
-		s.listener, err = net.Listen("tcp", s.addr())
-	}
 	if err != nil {
+		return err
+	}
+	// CertMagic, while it obtains certificates, listens by itself if nobody does,
+	// as when a program obtains them before it serves. If somebody does, it loses
+	// a tenth of a second over each, one after the other.
+	if contestant == certMagic && !s.onDemand {
+		return nil
+	}
+	if s.listener, err = net.Listen("tcp", s.addr()); err != nil {
 		return err
 	}
 	s.conns.Go(func() { s.serve(config) })
@@ -81,7 +87,9 @@ func (s *site) serve(config *tls.Config) {
 }
 
 func (s *site) close() error {
-	s.listener.Close()
+	if s.listener != nil {
+		s.listener.Close()
+	}
 	err := s.stop()
 	s.conns.Wait()
 	return err
