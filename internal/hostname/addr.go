@@ -66,7 +66,11 @@ func FromReverse(name string) (netip.Addr, bool) {
 	if len(name) > MaxLen {
 		return netip.Addr{}, false
 	}
-	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	name = strings.TrimSuffix(name, ".")
+	if !underARPA(name) {
+		return netip.Addr{}, false
+	}
+	name = strings.ToLower(name)
 	var addr netip.Addr
 	if digits, ok := strings.CutSuffix(name, reverse4); ok {
 		addr = parseReverse4(digits)
@@ -76,6 +80,12 @@ func FromReverse(name string) (netip.Addr, bool) {
 	// Printing it again is the whole check of the spelling, and refuses an IPv4
 	// address mapped into IPv6, which has another name.
 	return addr, addr.IsValid() && ReverseAddr(addr) == name
+}
+
+// underARPA tells the names that reverse zones may have from nearly all others.
+func underARPA(name string) bool {
+	n := len(name) - len(".arpa")
+	return n >= 0 && name[n] == '.' && strings.EqualFold(name[n:], ".arpa")
 }
 
 func parseReverse4(digits string) netip.Addr {

@@ -66,6 +66,14 @@ func Canonical(s string) (string, error) {
 // names outside ASCII or in Punycode, for a dst that is too short, and for
 // errors.
 func AppendCanonical(dst []byte, s string) ([]byte, error) {
+	if b, ok := appendPlain(dst, s); ok {
+		return b, nil
+	}
+	return appendAny(dst, s)
+}
+
+// appendAny is AppendCanonical for any host, the long way.
+func appendAny(dst []byte, s string) ([]byte, error) {
 	if s == "" {
 		return dst, errEmpty
 	}
@@ -132,6 +140,8 @@ func isNameByte(c byte) bool {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
+func isLetter(c byte) bool { return 'a' <= c && c <= 'z' }
+
 // needsIDNA reports whether name has a label that is not ASCII, or that claims
 // to be Punycode and must show that it is.
 func needsIDNA(name string) bool {
@@ -191,22 +201,17 @@ func checkLabel(label string) error {
 
 // endsInNumber reports whether the last label of name has digits only.
 func endsInNumber(name string) bool {
-	last := name[strings.LastIndexByte(name, '.')+1:]
-	for i := range len(last) {
-		if !isDigit(last[i]) {
-			return false
+	for i := len(name) - 1; i >= 0; i-- {
+		if !isDigit(name[i]) {
+			return name[i] == '.' && i < len(name)-1
 		}
 	}
-	return last != ""
+	return name != ""
 }
 
 func appendLower(dst []byte, name string) []byte {
 	for i := range len(name) {
-		c := name[i]
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		dst = append(dst, c)
+		dst = append(dst, toLower(name[i]))
 	}
 	return dst
 }

@@ -273,6 +273,31 @@ func BenchmarkAppendCanonical(b *testing.B) {
 	}
 }
 
+func BenchmarkAppendWildcard(b *testing.B) {
+	var buf [hostname.MaxLen]byte
+	b.ReportAllocs()
+	for b.Loop() {
+		hostname.AppendWildcard(buf[:0], "www.example.com")
+	}
+}
+
+func BenchmarkPlausible(b *testing.B) {
+	for b.Loop() {
+		hostname.Plausible("www.example.com")
+	}
+}
+
+func BenchmarkFromReverse(b *testing.B) {
+	for _, s := range []string{"www.example.com", "1.2.0.192.in-addr.arpa"} {
+		b.Run(s, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				hostname.FromReverse(s)
+			}
+		})
+	}
+}
+
 func TestPlausible(t *testing.T) {
 	tests := []struct {
 		host string
@@ -299,6 +324,7 @@ func TestPlausible(t *testing.T) {
 		{"a.alt", false},
 		{"nas.lan", false},
 		{"r3---sn-x.example.com", false},
+		{"a.ab--c.example.com", false},
 	}
 	for _, tt := range tests {
 		if got := hostname.Plausible(tt.host); got != tt.want {

@@ -16,12 +16,7 @@ func Plausible(host string) bool {
 	if isSpecialUse(host[dot+1:]) {
 		return false
 	}
-	for label := range strings.SplitSeq(host, ".") {
-		if isReservedLabel(label) {
-			return false
-		}
-	}
-	return true
+	return !hasReservedLabel(host)
 }
 
 // isSpecialUse reports whether the top-level domain tld is set aside for other
@@ -48,10 +43,19 @@ func isSpecialUse(tld string) bool {
 	return false
 }
 
-// isReservedLabel reports whether label has "--" where only Punycode may have
-// it (RFC 5890 section 2.3.1). The Baseline Requirements forbid such names.
-func isReservedLabel(label string) bool {
-	return len(label) >= 4 && label[2:4] == "--" && label[:2] != "xn"
+// hasReservedLabel reports whether a label of name has "--" where only Punycode
+// may have it (RFC 5890 section 2.3.1). The Baseline Requirements forbid such
+// names.
+func hasReservedLabel(name string) bool {
+	if !strings.Contains(name, "--") {
+		return false
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if len(label) >= 4 && label[2:4] == "--" && label[:2] != "xn" {
+			return true
+		}
+	}
+	return false
 }
 
 // Wildcard returns the wildcard that covers host: *.b.c for a.b.c. It reports
@@ -60,18 +64,30 @@ func isReservedLabel(label string) bool {
 // The parent may have one label. No public CA issues *.com, but a private one
 // issues *.lan, and whether such a certificate is there is not ours to decide.
 func Wildcard(host string) (string, bool) {
-	dst, ok := AppendWildcard(nil, host)
-	return string(dst), ok
+	parent, ok := cutFirst(host)
+	if !ok {
+		return "", false
+	}
+	return "*" + parent, true
 }
 
 // AppendWildcard appends what [Wildcard] returns to dst. It does not allocate
 // if dst has room for [MaxLen] bytes.
 func AppendWildcard(dst []byte, host string) ([]byte, bool) {
-	first, parent, ok := strings.Cut(host, ".")
-	if !ok || first == "*" || isAddrText(host) {
+	parent, ok := cutFirst(host)
+	if !ok {
 		return dst, false
 	}
-	return append(append(dst, "*."...), parent...), true
+	return append(append(dst, '*'), parent...), true
+}
+
+// cutFirst returns what a wildcard stands before to cover host: .b.c for a.b.c.
+func cutFirst(host string) (parent string, ok bool) {
+	dot := strings.IndexByte(host, '.')
+	if dot < 0 || host[:dot] == "*" || isAddrText(host) {
+		return "", false
+	}
+	return host[dot:], true
 }
 
 // Registered returns about the domain that somebody registered to have host:
