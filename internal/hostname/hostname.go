@@ -135,12 +135,12 @@ func checkCharacters(name string) error {
 }
 
 func isNameByte(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || isDigit(c) || c == '-' || c == '.'
+	return isLetter(c) || isDigit(c) || c == '-' || c == '.'
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
-func isLetter(c byte) bool { return 'a' <= c && c <= 'z' }
+func isLetter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
 
 // needsIDNA reports whether name has a label that is not ASCII, or that claims
 // to be Punycode and must show that it is.

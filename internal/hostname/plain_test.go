@@ -9,7 +9,7 @@ func TestPlainNamesTakeTheShortWay(t *testing.T) {
 	label := strings.Repeat("a", maxLabel)
 	long := strings.Join([]string{label, label, label, label[:MaxLen-3*len("a.")-3*maxLabel+3]}, ".")
 	for _, s := range []string{
-		"a", "localhost", "example.com", "EXAMPLE.Com", "example.com.", "a-b.1a.example", "a-1-b.example", "0.example",
+		"a", "localhost", "example.com", "EXAMPLE.Com", "EXAMPLE.COM.", "example.com.", "a-b.1a.example", "a-1-b.example", "0.example",
 		"*.example.com", "*.Example.com.", long, long + ".", "*." + long[2:],
 	} {
 		if got, ok := appendPlain(nil, s); !ok {
