@@ -353,7 +353,7 @@ type host struct {
 	early           uint16 // certificates in a row, up to this one, that were due at once
 	turnedBack      uint8  // in a row, because other members were at it
 	listed, managed bool   // by SetHosts; to Manage
-	relisted, dead  bool   // by the list that is being read; and said to be
+	read, dead      bool   // in what is just being read; and said to be
 	polling, cached bool   // for renewal information; in m.cached
 	evicted, stored bool   // the certificate is in Storage only; it is there, too
 	revoked         bool   // by the CA, as its OCSP responder says
@@ -378,7 +378,7 @@ func (m *Manager) beginOnce() {
 	}
 	m.joinFleetLocked()
 	m.fillBucketsLocked()
-	m.queueAllLocked()
+	m.queueBegunLocked()
 	m.goLocked(m.loop)
 	m.goLocked(m.events.Drain) // what came up before
 }

@@ -230,7 +230,8 @@ func (m *Manager) putLocked(rs ...journal.Record) {
 		if !m.adopting && m.started && m.Storage != nil && sharedKinds[r.Kind()] {
 			m.unstoredLocked(r.Key(), m.seq-uint64(len(rs)-1-i))
 		}
-		urgent = urgent || r.Kind() == kindAccount || r.Kind() == kindCert || r.Kind() == kindOrder
+		kind := r.Kind()
+		urgent = urgent || kind == kindAccount || kind == kindCert || kind == kindOrder
 	}
 	m.tellLocked(urgent)
 	m.pokeLocked()
@@ -334,6 +335,7 @@ func (m *Manager) Unmarshal(enc string) error {
 	m.listSet = true
 	list := m.listLocked()
 	m.hosts.Grow(len(records))
+	m.log.Grow(len(records))
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
 		for len(records) > 0 {
 			if n := certsAhead(records); n > 0 {
@@ -363,23 +365,78 @@ func certsAhead(rs []journal.Record) int {
 	return n
 }
 
-// putCertsLocked takes over those of certificates, of different hosts, that
-// outlive ours, after put has put them. It returns the others.
+// A certBatch is certificates that are put in one go.
+type certBatch struct {
+	put     func(...journal.Record)
+	records []journal.Record
+	lives   []life // of each of them
+}
+
+// A life is when a host's certificate begins and ends, in Unix seconds.
+type life struct {
+	host                *host
+	notBefore, notAfter int64
+}
+
+// putCertsLocked takes over those of certificates that outlive ours, after put has
+// put them. It returns the others.
 func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record)) (losers []journal.Record) {
-	winners, hosts := make([]journal.Record, 0, len(rs)), make([]*host, 0, len(rs))
-	for _, r := range rs {
-		if h := m.hostLocked(r.Name()); m.laterLocked(r, h) {
-			winners, hosts = append(winners, r), append(hosts, h)
-		} else {
-			losers = append(losers, r)
-			m.tidyLocked(h)
+	b := &certBatch{put, make([]journal.Record, 0, len(rs)), make([]life, 0, len(rs))}
+	for i, h := range m.hostsLocked(rs) {
+		if h.read { // there are two for it
+			m.putBatchLocked(b)
 		}
+		notBefore, _ := rs[i].Field(0)
+		notAfter, _ := rs[i].Field(1)
+		if m.barredLocked(rs[i]) || !h.evicted && notAfter <= h.notAfter {
+			losers = append(losers, rs[i])
+			continue
+		}
+		h.read = true
+		b.records, b.lives = append(b.records, rs[i]), append(b.lives, life{h, notBefore, notAfter})
 	}
-	put(winners...)
-	for i, r := range winners {
-		m.applyCertLocked(hosts[i], r)
+	m.putBatchLocked(b)
+	for _, r := range losers {
+		m.tidyLocked(m.hostLocked(r.Name()))
 	}
 	return losers
+}
+
+func (m *Manager) putBatchLocked(b *certBatch) {
+	b.put(b.records...)
+	for _, l := range b.lives {
+		l.host.read = false
+		m.applyCertLocked(l)
+	}
+	b.records, b.lives = b.records[:0], b.lives[:0]
+}
+
+// hostsLocked returns the hosts that records are of. Those that are made are made
+// together, and so are their names, which outlive the records.
+func (m *Manager) hostsLocked(rs []journal.Record) []*host {
+	hosts, size, missing := make([]*host, len(rs)), 0, 0
+	for i, r := range rs {
+		if hosts[i] = m.hosts.Get(r.Name()); hosts[i] == nil {
+			size += len(r.Name())
+			missing++
+		}
+	}
+	made := make([]host, missing)
+	var names strings.Builder
+	names.Grow(size)
+	for i, r := range rs {
+		if hosts[i] == nil {
+			hosts[i] = m.hosts.Get(r.Name()) // of another of the records
+		}
+		if hosts[i] != nil {
+			continue
+		}
+		at := names.Len()
+		names.WriteString(r.Name())
+		hosts[i], made = &made[0], made[1:]
+		m.addHostLocked(hosts[i], names.String()[at:])
+	}
+	return hosts
 }
 
 // parseState returns the records of a blob, each of them known to decode, and of
@@ -389,7 +446,7 @@ func parseState(enc string) (records, others []journal.Record, err error) {
 		records, err = importRSC([]byte(enc))
 		return records, records, err
 	}
-	records, damaged, err := journal.Split(enc)
+	records, damaged, err := journal.SplitChecked(enc, check)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -397,9 +454,6 @@ func parseState(enc string) (records, others []journal.Record, err error) {
 		return nil, nil, fmt.Errorf("%d of its lines are damaged", damaged)
 	}
 	for _, r := range records {
-		if err := check(r); err != nil {
-			return nil, nil, err
-		}
 		if r.Kind() != kindCert {
 			others = append(others, r)
 		}
@@ -675,7 +729,9 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.hostLocked(name).trouble = t
 		m.requeueLocked(m.hostLocked(name))
 	case kindCert:
-		m.applyCertLocked(m.hostLocked(name), r)
+		notBefore, _ := r.Field(0)
+		notAfter, _ := r.Field(1)
+		m.applyCertLocked(life{m.hostLocked(name), notBefore, notAfter})
 	case kindRevoked:
 		rec := new(revocation)
 		if !decode(rec) {
@@ -704,17 +760,16 @@ func (m *Manager) applyLocked(r journal.Record) {
 }
 
 // applyCertLocked takes over a certificate that was put.
-func (m *Manager) applyCertLocked(h *host, r journal.Record) {
-	notBefore, _ := r.Field(0)
-	notAfter, _ := r.Field(1)
-	if h.evicted && h.notBefore == notBefore && h.notAfter == notAfter {
+func (m *Manager) applyCertLocked(l life) {
+	h := l.host
+	if h.evicted && h.notBefore == l.notBefore && h.notAfter == l.notAfter {
 		h.evicted = false // and stored
 		m.cacheLocked(h)
 		return
 	}
-	h.hold(notBefore, notAfter, nil)
+	h.hold(l.notBefore, l.notAfter, nil)
 	delete(m.befores, h)
-	m.newest = max(m.newest, notBefore)
+	m.newest = max(m.newest, l.notBefore)
 	if m.moments {
 		if r, ok := m.log.Get(kindMoment, h.name); ok {
 			m.applyLocked(r)
@@ -1503,6 +1558,7 @@ func (m *Manager) tellLocked(urgent bool) {
 // version of this package.
 func (m *Manager) CacheFile(name string) error {
 	err := m.log.Open(name, journal.Options{
+		Expect: m.hosts.Grow,
 		Apply:  m.merge,
 		Import: importRSC,
 		Warn: func(err error) {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"time"
 
@@ -220,11 +221,16 @@ type hosted struct {
 func (m *Manager) hostLocked(name string) *host {
 	h := m.hosts.Get(name)
 	if h == nil {
-		h = &host{name: strings.Clone(name)} // which may be a part of something larger
-		h.place.Value = h
-		m.hosts.Set(h.name, h)
+		h = new(host)
+		m.addHostLocked(h, strings.Clone(name)) // it may be a part of something larger
 	}
 	return h
+}
+
+// addHostLocked adds a new host.
+func (m *Manager) addHostLocked(h *host, name string) {
+	h.name, h.place.Value = name, h
+	m.hosts.Set(name, h)
 }
 
 // The marks of a host. Both are set together when a client is served.
@@ -312,10 +318,10 @@ func (m *Manager) relistLocked() {
 			}
 			h = m.hostLocked(name)
 		}
-		if h.relisted {
+		if h.read {
 			continue
 		}
-		h.relisted = true
+		h.read = true
 		m.onlyHost = h.name
 		hosts++
 		if _, ok := hostname.IsAddr(h.name); ok {
@@ -331,12 +337,12 @@ func (m *Manager) relistLocked() {
 	}
 	m.strict.Store(m.listed && !m.closed)
 	for _, h := range m.hosts.All() {
-		if h.listed != h.relisted {
-			h.listed = h.relisted
+		if h.listed != h.read {
+			h.listed = h.read
 			m.requeueLocked(h)
 			m.tidyLocked(h)
 		}
-		h.relisted = false
+		h.read = false
 	}
 }
 
@@ -1124,6 +1130,7 @@ func (m *Manager) pokeLocked() {
 
 // loop is the Manager's one goroutine that lives as long as the Manager does.
 func (m *Manager) loop() {
+	m.queueAll()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -1333,33 +1340,47 @@ func (m *Manager) nextLocked(h *host, now time.Time) time.Time {
 	return later(later(expiry, h.retry(now)), now).Add(troubleAge + time.Second)
 }
 
-// queueAllLocked queues all there is, when the Manager starts. What the state
-// has of each is old news: that is asked for, one by one.
-func (m *Manager) queueAllLocked() {
+// queueBegunLocked queues what was begun before the Manager started.
+func (m *Manager) queueBegunLocked() {
 	for name := range m.orders { // unfinished ones are finished
 		if h := m.hostLocked(name); m.begunLocked(h) {
 			h.mark(asked)
 		}
 	}
 	m.offerAllLocked()
+	for _, cert := range m.own.Certificates() {
+		m.stapleOwnLocked(cert)
+	}
+}
+
+// queueAll queues all hosts that there were when the Manager started. What the
+// state has of each is old news: that is asked for, one by one. There may be a
+// million, and clients wait for none of it.
+func (m *Manager) queueAll() {
 	apart := pollApart
 	if m.Storage != nil {
 		apart = catchUpApart // most need not ask the CA
 	}
-	spread := min(spreadPolls, time.Duration(m.hosts.Len())*apart)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	spread, n := min(spreadPolls, time.Duration(m.hosts.Len())*apart), 0
 	for _, h := range m.hosts.All() {
-		h.poll = time.Now().Add(rand.N(spread)).UnixNano()
+		if h.poll == 0 {
+			h.poll = time.Now().Add(rand.N(spread + 1)).UnixNano()
+		}
 		m.requeueLocked(h)
-	}
-	for _, cert := range m.own.Certificates() {
-		m.stapleOwnLocked(cert)
+		if n++; n%putBatch == 0 {
+			m.mu.Unlock()
+			runtime.Gosched()
+			m.mu.Lock()
+		}
 	}
 }
 
 // requeueLocked puts a host in the queue for what is next due for it.
 func (m *Manager) requeueLocked(h *host) {
 	if !m.started {
-		return // begin does it, for all
+		return // queueAll does it, for all
 	}
 	now := time.Now().Round(0)
 	next := m.nextLocked(h, now)

@@ -82,6 +82,9 @@ func (l *Log) Put(rs ...Record) (seq uint64) {
 	return l.seq
 }
 
+// Grow makes room for so many records, if there are none yet.
+func (l *Log) Grow(records int) { l.reserve(records) }
+
 // Adopt adds records that stand in the file already. It is for [Options.Apply]
 // to call. A record whose key was put since, but not yet written, is passed
 // over: the one put will follow it in the file.

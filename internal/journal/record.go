@@ -2,12 +2,15 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 )
 
@@ -104,20 +107,32 @@ func parse(line string) (Record, error) {
 
 // Key returns "kind name", by which later records replace earlier ones.
 func (r Record) Key() string {
-	kind := strings.IndexByte(string(r), ' ') + 1
-	return string(r[:kind+strings.IndexByte(string(r[kind:]), ' ')])
+	_, key := r.ends()
+	return string(r[:key])
 }
 
 // Kind returns the record's kind.
 func (r Record) Kind() string {
-	kind, _, _ := strings.Cut(string(r), " ")
-	return kind
+	kind, _ := r.ends()
+	return string(r[:kind])
 }
 
 // Name returns the record's name.
 func (r Record) Name() string {
-	_, name, _ := strings.Cut(r.Key(), " ")
-	return name
+	kind, key := r.ends()
+	return string(r[kind+1 : key])
+}
+
+// ends returns where the kind and the key end.
+func (r Record) ends() (kind, key int) {
+	for kind < len(r) && r[kind] != ' ' { // a few letters
+		kind++
+	}
+	key = kind + 1
+	for key < len(r) && r[key] != ' ' {
+		key++
+	}
+	return kind, key
 }
 
 // Field returns the i'th of the numbers before the JSON value, and whether
@@ -158,23 +173,70 @@ func (r Record) restAfter(key string) string { return string(r[len(key)+len(" 00
 // The records share memory with text. A Log lets go of it as it changes, at the
 // latest when it has changed by what it holds: see [Log.Sync].
 func Split(text string) (records []Record, damaged int, err error) {
+	return SplitChecked(text, func(Record) error { return nil })
+}
+
+// SplitChecked is Split that returns the error if check finds one in a record. It
+// may call check from several goroutines, all of which end before it returns.
+func SplitChecked(text string, check func(Record) error) (records []Record, damaged int, err error) {
 	if err := checkHeader(text); err != nil {
 		return nil, 0, err
 	}
 	_, text, _ = strings.Cut(text, "\n")
+	pieces := cut(text, min(runtime.GOMAXPROCS(0), len(text)/readBuffer+1))
+	found := make([]split, len(pieces))
+	var others sync.WaitGroup
+	for i, piece := range pieces[1:] {
+		others.Go(func() { found[i+1] = splitPiece(piece, check) })
+	}
+	found[0] = splitPiece(pieces[0], check)
+	others.Wait()
+	for _, s := range found {
+		records = append(records, s.records...)
+		damaged += s.damaged
+		err = cmp.Or(err, s.err)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return records, damaged, nil
+}
+
+// cut cuts text into so many pieces, or fewer, of whole lines.
+func cut(text string, n int) (pieces []string) {
+	for ; n > 1; n-- {
+		at := len(text) / n
+		at += strings.IndexByte(text[at:], '\n') + 1
+		pieces, text = append(pieces, text[:at]), text[at:]
+	}
+	return append(pieces, text)
+}
+
+// A split is what was found in a piece.
+type split struct {
+	records []Record
+	damaged int
+	err     error
+}
+
+func splitPiece(text string, check func(Record) error) (s split) {
 	start := text[:min(len(text), readBuffer)] // as long as others lines are
-	records = make([]Record, 0, (strings.Count(start, "\n")+1)*(len(text)/readBuffer+1))
+	s.records = make([]Record, 0, (strings.Count(start, "\n")+1)*(len(text)/readBuffer+1))
 	for line := range strings.SplitSeq(text, "\n") {
 		if line == "" {
 			continue
 		}
-		if r, err := parse(line); err == nil {
-			records = append(records, r)
-		} else {
-			damaged++
+		r, err := parse(line)
+		if err != nil {
+			s.damaged++
+			continue
 		}
+		if err := check(r); err != nil && s.err == nil {
+			s.err = err
+		}
+		s.records = append(s.records, r)
 	}
-	return records, damaged, nil
+	return s
 }
 
 // checkHeader returns nil if text begins with our header, else ErrVersion or

@@ -23,6 +23,10 @@ type Options struct {
 	// differs, is written too.
 	Apply func([]Record)
 
+	// Expect is told, before Apply is given all of a file, how many records that
+	// are. nil: nobody is.
+	Expect func(records int)
+
 	// Import turns a file that is not in our format into records, which are
 	// given to Apply; then the file is rewritten. An error leaves it
 	// untouched and is returned by Open. nil: such a file is an error.
@@ -315,6 +319,9 @@ func (l *Log) apply(fl *file, found *set, all bool) {
 	}
 	if all && found.places > blockSize {
 		l.reserve(found.places)
+	}
+	if all && fl.opts.Expect != nil {
+		fl.opts.Expect(found.places)
 	}
 	for at := 0; at < found.places; at += blockSize {
 		block := found.block(at)
