@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,6 +39,8 @@ const maxToken = 256
 // Answers are the pending ones. The zero value is empty and ready; it is safe
 // for concurrent use.
 type Answers struct {
+	pending atomic.Int64 // how many the maps hold; written under mu
+
 	mu   sync.RWMutex // guards the maps; held for memory only
 	tls  map[string]*answer
 	http map[location]*answer
@@ -73,11 +76,13 @@ func (s *Answers) AddTLSALPN(host, keyAuth string, arrived chan<- struct{}) (rem
 		s.tls = make(map[string]*answer)
 	}
 	s.tls[host] = a
+	s.countLocked()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.tls[host] == a {
 			delete(s.tls, host)
+			s.countLocked()
 		}
 	}, nil
 }
@@ -94,20 +99,36 @@ func (s *Answers) AddHTTP(host, token, keyAuth string, arrived chan<- struct{}) 
 		s.http = make(map[location]*answer)
 	}
 	s.http[at] = a
+	s.countLocked()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.http[at] == a {
 			delete(s.http, at)
+			s.countLocked()
 		}
 	}
 }
 
+func (s *Answers) countLocked() { s.pending.Store(int64(len(s.tls) + len(s.http))) }
+
+// Any reports whether any answer is pending. Mostly none is, and then whoever
+// asks for one can be turned away unread.
+func (s *Answers) Any() bool { return s.pending.Load() > 0 }
+
 // TLSALPN returns the certificate that answers a validation of the host, nil
 // if none is pending.
 func (s *Answers) TLSALPN(host string) *tls.Certificate {
+	return s.TLSALPNBytes([]byte(host))
+}
+
+// TLSALPNBytes is TLSALPN for a host that is in a buffer.
+func (s *Answers) TLSALPNBytes(host []byte) *tls.Certificate {
+	if !s.Any() {
+		return nil
+	}
 	s.mu.RLock()
-	a := s.tls[host]
+	a := s.tls[string(host)]
 	s.mu.RUnlock()
 	if a == nil {
 		return nil
@@ -120,6 +141,9 @@ func (s *Answers) TLSALPN(host string) *tls.Certificate {
 // with the token, and whether one is pending. Nothing of it is ever made from
 // the request, which RFC 8555, section 8.3 warns against.
 func (s *Answers) HTTP(host, token string) (keyAuth string, ok bool) {
+	if !s.Any() {
+		return "", false
+	}
 	s.mu.RLock()
 	a := s.http[location{host, token}]
 	s.mu.RUnlock()

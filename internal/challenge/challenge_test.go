@@ -3,7 +3,10 @@ package challenge
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -62,6 +65,78 @@ func TestRemoveLeavesALaterAnswer(t *testing.T) {
 	first()
 	if s.TLSALPN("a.example.com") == nil {
 		t.Error("removing the first answer took the second with it")
+	}
+}
+
+func TestAnyWhilePending(t *testing.T) {
+	var s Answers
+	var removes []func()
+	for i := range 2 { // the second answer takes the place of the first
+		remove, err := s.AddTLSALPN("a.example.com", "one", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		removes = append(removes, remove, s.AddHTTP("a.example.com", "tok", "one", nil))
+		if !s.Any() {
+			t.Errorf("Any() = false with %d answers of each kind added", i+1)
+		}
+	}
+	for i, remove := range slices.Concat(removes, removes) {
+		remove()
+		if got, want := s.Any(), i < 3; got != want {
+			t.Errorf("Any() = %v after %d removes, want %v", got, i+1, want)
+		}
+	}
+	remove, err := s.AddTLSALPN("a.example.com", "three", nil)
+	if err != nil || !s.Any() {
+		t.Errorf("Any() = %v with one TLS answer, error %v", s.Any(), err)
+	}
+	if remove(); s.Any() {
+		t.Error("Any() = true without it")
+	}
+}
+
+func TestAnAnswerIsThereOnceAdded(t *testing.T) {
+	var s Answers
+	var wg sync.WaitGroup
+	for i := range 8 {
+		host := fmt.Sprint(i, ".example.com")
+		wg.Go(func() {
+			for range 100 {
+				remove := s.AddHTTP(host, "tok", "tok.thumb", nil)
+				if _, ok := s.HTTP(host, "tok"); !ok {
+					t.Errorf("HTTP(%s) finds nothing while pending", host)
+				}
+				remove()
+				if _, ok := s.HTTP(host, "tok"); ok {
+					t.Errorf("HTTP(%s) finds what was removed", host)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if s.Any() {
+		t.Error("Any() = true in the end")
+	}
+}
+
+func TestTLSALPNBytesDoesNotAllocate(t *testing.T) {
+	var s Answers
+	host := []byte(strings.Repeat("a.", 100) + "example.com")
+	if _, err := s.AddTLSALPN(string(host), "one", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range [][]byte{host, host[2:]} {
+		if n := testing.AllocsPerRun(100, func() { s.TLSALPNBytes(h) }); n != 0 {
+			t.Errorf("TLSALPNBytes(%s) allocates %v times, want 0", h, n)
+		}
+	}
+	if s.TLSALPNBytes(host) == nil || s.TLSALPNBytes(host[2:]) != nil {
+		t.Error("TLSALPNBytes finds another host's answer, or not its own")
+	}
+	long := string(host)
+	if n := testing.AllocsPerRun(100, func() { s.TLSALPN(long) }); n != 0 {
+		t.Errorf("TLSALPN(%s) allocates %v times, want 0", long, n)
 	}
 }
 
@@ -139,6 +214,14 @@ func FuzzToken(f *testing.F) {
 			t.Errorf("Token(%q) = %q, %v", path, token, ok)
 		}
 	})
+}
+
+func BenchmarkNothingPending(b *testing.B) {
+	var s Answers
+	b.ReportAllocs()
+	for b.Loop() {
+		s.TLSALPN("b.example.com")
+	}
 }
 
 func BenchmarkNoPendingValidation(b *testing.B) {
