@@ -51,6 +51,7 @@ func TestSyncCompactsWhenHalfIsDead(t *testing.T) {
 	var before int64
 	for i := range 500 {
 		put(t, l, big(fmt.Sprint(i%10), i))
+		tidied(l)
 		size := int64(len(read(t, name)))
 		if size < before {
 			if full := before + int64(len(big("0", i))) + 1; full <= minCompact {
@@ -66,6 +67,12 @@ func TestSyncCompactsWhenHalfIsDead(t *testing.T) {
 		before = size
 	}
 	want(t, open(t, name), state2(l)...)
+}
+
+// tidied returns when a rewriting that a Sync began has ended.
+func tidied(l *Log) {
+	l.takeSlot(true)
+	l.freeSlot()
 }
 
 func state2(l *Log) (rs []Record) {
@@ -91,10 +98,12 @@ func TestLiveFileIsNotCompacted(t *testing.T) {
 	}
 	put(t, l, rs...)
 	put(t, l, rs[:90]...)
+	tidied(l)
 	if steps != 0 {
 		t.Error("a file that is mostly alive was rewritten")
 	}
 	put(t, l, rs[:30]...)
+	tidied(l)
 	if steps != 1 {
 		t.Errorf("a file that is mostly dead was rewritten %d times, want once", steps)
 	}

@@ -30,8 +30,9 @@
 // nothing tells a record that was deleted from one that was lost, and nothing
 // is to be lost.
 //
-// Work is done by those who wait for it. The one goroutine that is started here
-// reads a file ahead, and ends before the call that needed it.
+// Work is done by those who wait for it, but for what nobody waits for: a file
+// that is mostly dead is rewritten by a goroutine, of which there is one at most,
+// and [Log.Close] ends it.
 package journal
 
 import (
@@ -369,18 +370,17 @@ func (l *Log) release() {
 	if !l.mostlyDead() {
 		return
 	}
-	for at := 0; l.cloneBlock(at); at += blockSize {
+	l.mu.Lock()
+	l.dead = 0
+	l.mu.Unlock()
+	for at := 0; !l.closing.Load() && l.cloneBlock(at); at += blockSize {
 	}
 }
 
 func (l *Log) mostlyDead() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.dead <= max(l.bytes, readBuffer) {
-		return false
-	}
-	l.dead = 0
-	return true
+	return l.dead > max(l.bytes, readBuffer)
 }
 
 // cloneBlock clones the records of the block at a place, and reports whether

@@ -157,7 +157,7 @@ func (l *Log) Sync(seq uint64) error {
 		fl, f := l.file, l.flight
 		if fl == nil || seq <= l.durable {
 			l.mu.Unlock()
-			l.release()
+			l.tidy(nil, 0)
 			return nil
 		}
 		if f == nil {
@@ -175,15 +175,31 @@ func (l *Log) Sync(seq uint64) error {
 	}
 }
 
-// lead writes what is queued, releases those who wait for it, and then
-// rewrites the file if it is mostly dead.
+// lead writes what is queued, releases those who wait for it, and has what is
+// mostly dead tidied up.
 func (l *Log) lead(fl *file, f *flight) {
 	size := l.leadTurn(fl, f)
-	if f.err == nil && l.bloated(size) && l.takeSlot(false) {
-		l.compactInPassing(fl, size)
-		l.freeSlot()
+	if f.err != nil {
+		fl = nil // it is not to be rewritten now
 	}
-	l.release()
+	l.tidy(fl, size)
+}
+
+// tidy rewrites a file of the given size, if there is one that is mostly dead, and
+// lets go of memory that is. That may take seconds, in which nobody is to wait; Close
+// ends it.
+func (l *Log) tidy(fl *file, size int64) {
+	bloated := fl != nil && l.bloated(size)
+	if !bloated && !l.mostlyDead() || !l.takeSlot(false) {
+		return
+	}
+	go func() {
+		defer l.freeSlot()
+		if bloated {
+			l.compactInPassing(fl, size)
+		}
+		l.release()
+	}()
 }
 
 // leadTurn ends the turn even if one of Options' functions panics: whoever
