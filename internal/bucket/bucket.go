@@ -30,13 +30,13 @@ type Set struct {
 // maxAhead is how far ahead of the clock the last time may be and be believed.
 const maxAhead = 24 * time.Hour
 
-// now returns the time on the wall, and never one before the last: a clock set
+// at returns the time on the wall, and never one before the last: a clock set
 // back must not fill the buckets. But a clock that was far ahead for a while
 // must not keep them from ever filling again.
-func (s *Set) now() time.Time {
-	now := time.Now().Round(0)
+func (s *Set) at(now time.Time) time.Time {
+	now = now.Round(0)
 	if s.wall.Sub(now) > maxAhead {
-		s.Back()
+		s.back(now)
 	}
 	if now.After(s.wall) {
 		s.wall = now
@@ -46,11 +46,13 @@ func (s *Set) now() time.Time {
 
 // Back has the buckets go by the clock again, which is known to have been ahead.
 // It fills none of them.
-func (s *Set) Back() {
-	s.wall = time.Now().Round(0)
+func (s *Set) Back() { s.back(time.Now().Round(0)) }
+
+func (s *Set) back(now time.Time) {
+	s.wall = now
 	for _, lim := range s.Buckets {
 		if lim != nil {
-			lim.SetBurstAt(s.wall, lim.Burst()) // which has it count from now on
+			lim.SetBurstAt(now, lim.Burst()) // which has it count from now on
 		}
 	}
 }
@@ -80,7 +82,7 @@ func (s *Set) Spent() bool { return s.spent }
 
 // Levels returns what the buckets hold. One that fills at [rate.Inf] is full.
 func (s *Set) Levels() map[string]Level {
-	now, levels := s.now(), make(map[string]Level)
+	now, levels := s.at(time.Now()), make(map[string]Level)
 	for name, lim := range s.Buckets {
 		switch {
 		case lim == nil:
@@ -109,40 +111,50 @@ func (s *Set) Take(names ...string) (retry time.Time, ok bool) {
 	return time.Time{}, true
 }
 
-// Ready reports whether there are n tokens in each of the named buckets. If not
-// it returns when there will be, zero if never.
+// Ready is shorthand for ReadyAt(time.Now(), n, names...).
 func (s *Set) Ready(n int, names ...string) (retry time.Time, ok bool) {
-	now := s.now()
+	return s.ReadyAt(time.Now(), n, names...)
+}
+
+// ReadyAt reports whether there are n tokens in each of the named buckets now. If
+// not it returns when there will be, zero if never. That is not remembered: the
+// limiters are the program's, which may change their rates or give tokens back.
+func (s *Set) ReadyAt(now time.Time, n int, names ...string) (retry time.Time, ok bool) {
+	now = s.at(now)
+	var wait time.Duration
 	for _, name := range names {
-		at, never := ready(s.Buckets[name], n, now)
+		w, never := lacks(s.Buckets[name], n, now)
 		if never {
 			return time.Time{}, false
 		}
-		if at.After(retry) {
-			retry = at
-		}
+		wait = max(wait, w)
 	}
-	if retry.After(now) {
-		return retry, false
+	if wait > 0 {
+		return now.Add(wait), false
 	}
 	return time.Time{}, true
 }
 
-// ready returns when the bucket has n tokens.
-func ready(lim *rate.Limiter, n int, now time.Time) (at time.Time, never bool) {
-	if lim == nil || lim.Limit() == rate.Inf {
-		return now, false
+// lacks returns how long the bucket lacks n tokens yet. It looks at the limiter
+// no more often than it must: each look takes a lock.
+func lacks(lim *rate.Limiter, n int, now time.Time) (wait time.Duration, never bool) {
+	if lim == nil {
+		return 0, false
 	}
-	missing := float64(n) - lim.TokensAt(now)
+	tokens := lim.TokensAt(now)
+	if tokens >= float64(n) {
+		return 0, false
+	}
+	limit := lim.Limit()
 	switch {
-	case missing <= 0:
-		return now, false
-	case lim.Limit() <= 0 || lim.Burst() < 1:
-		return time.Time{}, true
+	case limit == rate.Inf:
+		return 0, false
+	case limit <= 0 || tokens <= 0 && lim.Burst() < 1: // it holds no more than its burst
+		return 0, true
 	}
-	wait := missing / float64(lim.Limit()) * float64(time.Second)
-	if wait > math.MaxInt64/2 {
-		return time.Time{}, true
+	nanos := (float64(n) - tokens) / float64(limit) * float64(time.Second)
+	if nanos > math.MaxInt64/2 {
+		return 0, true
 	}
-	return now.Add(time.Duration(wait) + 1), false // TokensAt rounds; a nanosecond more makes sure
+	return time.Duration(nanos) + 1, false // TokensAt rounds; a nanosecond more makes sure
 }

@@ -182,6 +182,51 @@ func TestReady(t *testing.T) {
 	})
 }
 
+func TestReadySeesWhatTheProgramDoes(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name string
+		do   func(lim *rate.Limiter, last *rate.Reservation)
+		want time.Duration // till there is a token; 0: now, -1: never
+	}{
+		{"nothing", func(*rate.Limiter, *rate.Reservation) {}, time.Minute},
+		{"gives back", func(_ *rate.Limiter, last *rate.Reservation) { last.CancelAt(now) }, 0},
+		{"takes ahead", func(lim *rate.Limiter, _ *rate.Reservation) { lim.ReserveN(now, 3) }, 4 * time.Minute},
+		{"a faster limit", func(lim *rate.Limiter, _ *rate.Reservation) { lim.SetLimitAt(now, 1) }, time.Second},
+		{"no limit", func(lim *rate.Limiter, _ *rate.Reservation) { lim.SetLimitAt(now, rate.Inf) }, 0},
+		{"no more", func(lim *rate.Limiter, _ *rate.Reservation) { lim.SetLimitAt(now, 0) }, -1},
+		{"a negative limit", func(lim *rate.Limiter, _ *rate.Reservation) { lim.SetLimitAt(now, -1) }, -1},
+		{"no burst", func(lim *rate.Limiter, _ *rate.Reservation) { lim.SetBurstAt(now, 0) }, -1},
+	} {
+		lim := rate.NewLimiter(rate.Every(time.Minute), 5)
+		s := set(map[string]*rate.Limiter{"a": lim})
+		lim.AllowN(now, 4)
+		last := lim.ReserveN(now.Add(time.Nanosecond), 1) // one is given back only before it is due
+		s.ReadyAt(now, 1, "a")
+		tt.do(lim, last)
+		retry, ok := s.ReadyAt(now, 1, "a")
+		switch {
+		case ok != (tt.want == 0) || retry.IsZero() != (tt.want <= 0):
+			t.Errorf("%s: ReadyAt = %v, %v, want true: %v", tt.name, retry, ok, tt.want == 0)
+		case tt.want > 0 && retry.Sub(now).Round(time.Second) != tt.want:
+			t.Errorf("%s: ReadyAt tells to come in %v, want %v", tt.name, retry.Sub(now), tt.want)
+		}
+	}
+}
+
+func TestReadyAtATimeOfThePast(t *testing.T) {
+	now := time.Now()
+	s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 5)})
+	want, _ := s.ReadyAt(now, 6, "a")
+	if got, ok := s.ReadyAt(now.Add(-time.Hour), 6, "a"); ok || !got.Equal(want) {
+		t.Errorf("ReadyAt an hour before = %v, %v, want %v as now", got, ok, want)
+	}
+	early := now.Add(-2 * maxAhead)
+	if got, ok := s.ReadyAt(early, 6, "a"); ok || got.Sub(early).Round(time.Second) != time.Minute {
+		t.Errorf("ReadyAt two days before = %v, %v, want a minute later: the clock was wrong", got, ok)
+	}
+}
+
 func TestReadyTakesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 20)})
@@ -192,4 +237,15 @@ func TestReadyTakesNothing(t *testing.T) {
 			t.Errorf("took %d tokens after Ready, want 20", n)
 		}
 	})
+}
+
+func BenchmarkReadyAt(b *testing.B) {
+	now := time.Now()
+	s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 20), "b": rate.NewLimiter(rate.Every(time.Hour), 20)})
+	takeAll(s, "a", "b")
+	now = now.Add(time.Second)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.ReadyAt(now, 1, "a", "b")
+	}
 }
