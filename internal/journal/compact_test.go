@@ -272,6 +272,7 @@ func TestFailingCompactionIsPutOff(t *testing.T) {
 	})
 	for i := range 400 { // 600 kB, of 64 kB and up
 		put(t, l, big("a", i))
+		tidied(l)
 	}
 	if tries < 2 || tries > 8 || warned != tries {
 		t.Errorf("%d tries and %d warnings while the file grew tenfold", tries, warned)
@@ -279,6 +280,7 @@ func TestFailingCompactionIsPutOff(t *testing.T) {
 	failing = false
 	for i := range 400 {
 		put(t, l, big("a", i))
+		tidied(l)
 	}
 	if size := len(read(t, name)); size > minCompact+2000 {
 		t.Errorf("file has %d bytes after compactions work again", size)

@@ -246,15 +246,19 @@ func (fl *file) read() (found *set, damaged int, err error) {
 		return found, 0, err
 	}
 	size := fi.Size() - fl.end
-	pieces := make(chan piece, 1)
+	pieces := make(chan chan piece, 1)
 	go readPieces(io.NewSectionReader(fl.f, fl.end, size), pieces)
 	var end string // what follows the last newline
-	for p := range pieces {
+	for ahead := range pieces {
+		p := <-ahead
 		if err = p.err; err != nil {
 			found, damaged = new(set), 0
 			continue // that was the last
 		}
-		damaged += found.pushLines(p.lines)
+		damaged += p.damaged
+		for _, r := range p.records {
+			found.push(r)
+		}
 		if found.read == 0 && p.size < size {
 			found.reserve(int(float64(found.places) * float64(size) / float64(p.size)))
 		}
@@ -273,15 +277,15 @@ func (fl *file) read() (found *set, damaged int, err error) {
 
 // A piece is the next lines of a file, or the error that kept us from them.
 type piece struct {
-	lines string
-	rest  string // the beginning of a line that the next piece begins with
-	size  int64  // bytes read for this
-	err   error
+	split
+	rest string // the beginning of a line that the next piece begins with
+	size int64  // bytes read for this
 }
 
-// readPieces reads ahead, while its caller parses, and closes pieces when there
-// is no more. The pieces are in buffers that nobody writes to again.
-func readPieces(r *io.SectionReader, pieces chan<- piece) {
+// readPieces reads ahead and has what it read parsed, while its caller does what
+// is to be done in order, and closes pieces when there is no more. The pieces are
+// in buffers that nobody writes to again.
+func readPieces(r *io.SectionReader, pieces chan<- chan piece) {
 	defer close(pieces)
 	left, rest := r.Size(), ""
 	for left > 0 {
@@ -292,33 +296,21 @@ func readPieces(r *io.SectionReader, pieces chan<- piece) {
 		if err == io.EOF {
 			return // somebody cut the file
 		}
+		next := make(chan piece, 1)
+		pieces <- next
 		if err != nil && err != io.ErrUnexpectedEOF {
-			pieces <- piece{err: err}
+			next <- piece{split: split{err: err}}
 			return
 		}
 		left -= int64(m)
 		text := unsafe.String(unsafe.SliceData(buf), n+m)
 		at := strings.LastIndexByte(text, '\n') + 1
 		rest = text[at:]
-		pieces <- piece{lines: text[:at], rest: rest, size: int64(m)}
+		go func(p piece, lines string) {
+			p.split = splitPiece(lines, nil)
+			next <- p
+		}(piece{rest: rest, size: int64(m)}, text[:at])
 	}
-}
-
-// pushLines adds the records that text consists of, and counts damaged ones.
-func (s *set) pushLines(text string) (damaged int) {
-	for text != "" {
-		var line string
-		line, text, _ = strings.Cut(text, "\n")
-		if line == "" {
-			continue
-		}
-		if r, err := parse(line); err == nil {
-			s.push(r)
-		} else {
-			damaged++
-		}
-	}
-	return damaged
 }
 
 // tornLine deals with a last line that has no newline: it is cut off, unless

@@ -34,6 +34,8 @@ var (
 	errChecksum = errors.New("record with a wrong checksum")
 )
 
+const crcSize = len("00000000 ")
+
 // A Record is one checked line, without its newline:
 //
 //	kind name crc32c fields... json
@@ -48,7 +50,6 @@ func Format(kind, name string, fields []int64, value []byte) Record {
 	if !validKind(kind) || !validName(name) {
 		panic(fmt.Sprintf("letsencrypt: internal error: bad record key %q %q", kind, name))
 	}
-	const crcSize = len("00000000 ")
 	var b bytes.Buffer
 	b.Grow(len(kind) + len(name) + 2 + crcSize + 21*len(fields) + len(value))
 	b.WriteString(kind + " " + name + " ")
@@ -87,15 +88,11 @@ func Parse(line string) (Record, error) {
 func parse(line string) (Record, error) {
 	kind, rest, ok1 := strings.Cut(line, " ")
 	name, rest, ok2 := strings.Cut(rest, " ")
-	sum, rest, ok3 := strings.Cut(rest, " ")
-	if !ok1 || !ok2 || !ok3 || !validKind(kind) || !validName(name) {
+	if !ok1 || !ok2 || !validKind(kind) || !validName(name) || len(rest) < crcSize || rest[crcSize-1] != ' ' {
 		return "", errSyntax
 	}
-	if skipFields(rest) == "" {
-		return "", errSyntax
-	}
-	want, ok := parseHex(sum)
-	if !ok {
+	want, ok := parseHex(rest[:crcSize-1])
+	if rest = rest[crcSize:]; !ok || skipFields(rest) == "" {
 		return "", errSyntax
 	}
 	head := line[:len(kind)+1+len(name)+1]
@@ -128,27 +125,36 @@ func (r Record) ends() (kind, key int) {
 	for kind < len(r) && r[kind] != ' ' { // a few letters
 		kind++
 	}
-	key = kind + 1
-	for key < len(r) && r[key] != ' ' {
-		key++
-	}
-	return kind, key
+	return kind, kind + 1 + strings.IndexByte(string(r[kind+1:]), ' ')
 }
 
 // Field returns the i'th of the numbers before the JSON value, and whether
 // there is one.
 func (r Record) Field(i int) (int64, bool) {
-	for rest := r.rest(); ; i-- {
-		n := fieldLen(rest)
-		if n == 0 {
-			return 0, false
-		}
-		if i == 0 {
-			v, err := strconv.ParseInt(rest[:n], 10, 64)
-			return v, err == nil
-		}
-		rest = rest[n+1:]
+	rest := r.rest()
+	for ; i > 0 && fieldLen(rest) > 0; i-- {
+		rest = rest[fieldLen(rest)+1:]
 	}
+	if i > 0 {
+		return 0, false
+	}
+	v, err := strconv.ParseInt(rest[:fieldLen(rest)], 10, 64)
+	return v, err == nil
+}
+
+// Fields sets the numbers to those before the JSON value, and reports whether there
+// are as many.
+func (r Record) Fields(numbers ...*int64) bool {
+	rest := r.rest()
+	for _, to := range numbers {
+		n := fieldLen(rest)
+		v, err := strconv.ParseInt(rest[:n], 10, 64)
+		if err != nil {
+			return false
+		}
+		*to, rest = v, rest[n+1:]
+	}
+	return true
 }
 
 // JSON returns the record's value.
@@ -173,7 +179,7 @@ func (r Record) restAfter(key string) string { return string(r[len(key)+len(" 00
 // The records share memory with text. A Log lets go of it as it changes, at the
 // latest when it has changed by what it holds: see [Log.Sync].
 func Split(text string) (records []Record, damaged int, err error) {
-	return SplitChecked(text, func(Record) error { return nil })
+	return SplitChecked(text, nil)
 }
 
 // SplitChecked is Split that returns the error if check finds one in a record. It
@@ -220,6 +226,9 @@ type split struct {
 }
 
 func splitPiece(text string, check func(Record) error) (s split) {
+	if text == "" {
+		return s
+	}
 	start := text[:min(len(text), readBuffer)] // as long as others lines are
 	s.records = make([]Record, 0, (strings.Count(start, "\n")+1)*(len(text)/readBuffer+1))
 	for line := range strings.SplitSeq(text, "\n") {
@@ -231,8 +240,8 @@ func splitPiece(text string, check func(Record) error) (s split) {
 			s.damaged++
 			continue
 		}
-		if err := check(r); err != nil && s.err == nil {
-			s.err = err
+		if check != nil && s.err == nil {
+			s.err = check(r)
 		}
 		s.records = append(s.records, r)
 	}

@@ -233,6 +233,7 @@ func churnMost(t *testing.T, l *Log, free <-chan struct{}) {
 	if err := l.Sync(l.Put()); err != nil {
 		t.Fatal(err)
 	}
+	tidied(l)
 	if !isFree(free) {
 		t.Error("what was read is still in memory")
 	}
