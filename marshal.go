@@ -386,14 +386,14 @@ func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record
 		if h.read { // there are two for it
 			m.putBatchLocked(b)
 		}
-		notBefore, _ := rs[i].Field(0)
-		notAfter, _ := rs[i].Field(1)
-		if m.barredLocked(rs[i]) || !h.evicted && notAfter <= h.notAfter {
+		l := life{host: h}
+		rs[i].Fields(&l.notBefore, &l.notAfter) // it was checked
+		if m.barredLocked(rs[i]) || !h.evicted && l.notAfter <= h.notAfter {
 			losers = append(losers, rs[i])
 			continue
 		}
 		h.read = true
-		b.records, b.lives = append(b.records, rs[i]), append(b.lives, life{h, notBefore, notAfter})
+		b.records, b.lives = append(b.records, rs[i]), append(b.lives, l)
 	}
 	m.putBatchLocked(b)
 	for _, r := range losers {
@@ -488,7 +488,8 @@ func check(r journal.Record) error {
 	var v any
 	switch r.Kind() {
 	case kindCert: // decoded when its first client comes; the checksum vouches for it
-		if _, ok := r.Field(1); !ok {
+		var notBefore, notAfter int64
+		if !r.Fields(&notBefore, &notAfter) {
 			return fmt.Errorf("record %q has no notBefore and notAfter", r.Key())
 		}
 		return nil
@@ -729,9 +730,9 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.hostLocked(name).trouble = t
 		m.requeueLocked(m.hostLocked(name))
 	case kindCert:
-		notBefore, _ := r.Field(0)
-		notAfter, _ := r.Field(1)
-		m.applyCertLocked(life{m.hostLocked(name), notBefore, notAfter})
+		l := life{host: m.hostLocked(name)}
+		r.Fields(&l.notBefore, &l.notAfter) // none if it is deleted
+		m.applyCertLocked(l)
 	case kindRevoked:
 		rec := new(revocation)
 		if !decode(rec) {
