@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/acme"
 )
@@ -70,7 +70,7 @@ func fail(step string, err error) error {
 		f.Action = cmp.Or(append(links(e.Header, "terms-of-service"), "")[0], e.Instance)
 	}
 	if f.Class == Limited && e.Header.Get("Retry-After") == "" {
-		if f.Action = link.FindString(e.Detail); f.Action != "" {
+		if f.Action = link(e.Detail); f.Action != "" {
 			f.Class = Paused
 		}
 	}
@@ -99,10 +99,21 @@ func failAccount(step string, err error) error {
 	return err
 }
 
-// link finds the address that a limit's text sends a person to. Let's Encrypt
-// pauses a host that failed for months this way: no Retry-After, and a page to
-// unpause it at.
-var link = regexp.MustCompile(`https://[^\s"'<>]+[^\s"'<>.,;)]`)
+// link returns the address that a limit's text sends a person to, "" if it has
+// none. Let's Encrypt pauses a host that failed for months this way: no
+// Retry-After, and a page to unpause it at.
+func link(text string) string {
+	const scheme = "https://"
+	ends := func(r rune) bool { return strings.ContainsRune(" \t\n\f\r\"'<>", r) }
+	for word := range strings.FieldsFuncSeq(text, ends) {
+		_, rest, _ := strings.Cut(word, scheme)
+		rest = strings.TrimRight(rest, ".,;)") // the sentence's, not the link's
+		if utf8.RuneCountInString(rest) > 1 {
+			return scheme + rest
+		}
+	}
+	return ""
+}
 
 func classOf(e *acme.Error) Class {
 	kind := strings.ToLower(e.ProblemType[strings.LastIndexByte(e.ProblemType, ':')+1:])

@@ -3,6 +3,7 @@ package ca
 import (
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -31,6 +32,37 @@ func FuzzLinks(f *testing.F) {
 			if !strings.Contains(v, "<"+u+">") && !strings.HasSuffix(v, "<"+u) {
 				t.Errorf("links(%q) has %q, which is no target in it", v, u)
 			}
+		}
+	})
+}
+
+// What link and isToken are defined by. The package regexp is too large for
+// every program that serves HTTPS.
+var (
+	linkPattern  = regexp.MustCompile(`https://[^\s"'<>]+[^\s"'<>.,;)]`)
+	tokenPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,256}$`)
+)
+
+func FuzzLink(f *testing.F) {
+	f.Add("Please visit: https://portal.test/unpause?jwt=a.b-c_d.")
+	f.Add("<https://x> 'https://.,;)' https://\v\"https://é\thttps://\xff.https://;)\fhttps://ab,cd)")
+	f.Fuzz(func(t *testing.T, s string) {
+		if got, want := link(s), linkPattern.FindString(s); got != want {
+			t.Errorf("link(%q) = %q, want %q", s, got, want)
+		}
+	})
+}
+
+func FuzzIsToken(f *testing.F) {
+	for _, s := range []string{"", "abc-_1", "a.b", ".a", "a\n", "é", "\xff", "a\x00", "/@[`{:"} {
+		f.Add(s, uint8(0))
+	}
+	f.Add("a", uint8(255))
+	f.Add("aa", uint8(255))
+	f.Fuzz(func(t *testing.T, s string, more uint8) {
+		s += strings.Repeat("x", int(more))
+		if got, want := isToken(s), tokenPattern.MatchString(s); got != want {
+			t.Errorf("isToken(%q) = %v, want %v", s, got, want)
 		}
 	})
 }
