@@ -78,53 +78,54 @@ func (m *Manager) atOnce(name string) (*tls.Certificate, error) {
 	if m.own.Any() {
 		return nil, nil
 	}
-	h := m.hosts.Get(name)
+	h, canonical := m.hosts.Get(name), ""
 	if h == nil {
-		h = m.spelled(name)
+		h, canonical = m.spelled(name)
 	}
 	if leaf := h.ready(); leaf != nil {
 		return leaf, nil
 	}
 	if h == nil && m.strict.Load() && m.Allow == nil && name != "" {
-		return nil, m.refuse(name)
+		return nil, m.refuse(name, canonical)
 	}
 	return nil, nil
 }
 
 // spelled returns the host that a client means by a name that is not in the
 // table as it was sent: the same in other letters, or the wildcard above it. It is
-// nil if we have none.
-func (m *Manager) spelled(name string) *host {
+// nil if we have none, and then the name is returned as it would be kept, "" if it
+// is no host's.
+func (m *Manager) spelled(name string) (h *host, canonical string) {
 	var buf [hostname.MaxLen]byte
 	b, err := hostname.AppendCanonical(buf[:0], name)
 	if err != nil {
-		return nil
+		return nil, ""
 	}
-	if string(b) != name {
-		if h := m.hosts.GetBytes(b); h != nil {
-			return h
-		}
+	if string(b) == name {
+		canonical = name
+	} else if h := m.hosts.GetBytes(b); h != nil {
+		return h, ""
+	} else {
+		canonical = string(b)
 	}
-	dot := bytes.IndexByte(b, '.')
-	if dot < 1 {
-		return nil
+	if dot := bytes.IndexByte(b, '.'); dot > 0 {
+		b[dot-1] = '*'
+		h = m.hosts.GetBytes(b[dot-1:])
 	}
-	b[dot-1] = '*'
-	return m.hosts.GetBytes(b[dot-1:])
+	return h, canonical
 }
 
 // refuse returns the error for a name that is not on the list. It takes no lock and
 // keeps nothing: strangers may have us do so as often as they like.
-func (m *Manager) refuse(name string) error {
+func (m *Manager) refuse(name, canonical string) error {
 	m.begin()
 	err := &struct {
 		handshakeError
 		host HostError
-	}{host: HostError{Host: quote(name), Err: ErrHostNotAllowed}}
-	if canonical, nonsense := hostname.Canonical(name); nonsense == nil {
-		err.host.Host = canonical
-	} else {
-		err.host.Err = fmt.Errorf("%w: %w", ErrHostNotAllowed, nonsense)
+	}{host: HostError{Host: canonical, Err: ErrHostNotAllowed}}
+	if canonical == "" {
+		_, nonsense := hostname.Canonical(name)
+		err.host.Host, err.host.Err = quote(name), fmt.Errorf("%w: %w", ErrHostNotAllowed, nonsense)
 	}
 	err.error = &err.host
 	return &err.handshakeError
@@ -220,6 +221,9 @@ func (m *Manager) firstUse(h *host) *tls.Certificate {
 
 // validation answers a tls-alpn-01 validation.
 func (m *Manager) validation(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if !m.answers.Any() && m.Storage == nil {
+		return nil, errNoValidation
+	}
 	var buf [hostname.MaxLen]byte
 	name := hello.ServerName
 	if addr, ok := hostname.FromReverse(name); ok { // RFC 8738, section 6
