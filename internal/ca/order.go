@@ -649,9 +649,7 @@ func parseProblem(raw json.RawMessage) *acme.Error {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
-	e := new(acme.Error)
-	ex := exchange{body: raw}
-	errors.As(ex.problem(), &e)
+	e := (&exchange{body: raw}).problem()
 	var p struct{ Status int }
 	if json.Unmarshal(raw, &p) == nil {
 		e.StatusCode = p.Status

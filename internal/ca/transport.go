@@ -249,7 +249,7 @@ func (c *Client) post(ctx context.Context, url string, payload any) (*exchange, 
 }
 
 // problem returns the error that a reply with an error status is.
-func (ex *exchange) problem() error {
+func (ex *exchange) problem() *acme.Error {
 	e := &acme.Error{StatusCode: ex.status, Header: ex.header}
 	var p struct {
 		Type, Detail, Instance string
