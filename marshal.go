@@ -309,8 +309,9 @@ func (m *Manager) Unmarshal(enc string) error {
 	if err != nil {
 		return fmt.Errorf("letsencrypt: Unmarshal: %w", err)
 	}
+	var inUse []*host
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	defer func() { m.mu.Unlock(); m.readAhead(inUse) }()
 	if m.hosts.Len() > 0 { // enc is let go of, but for what wins
 		for i, r := range records {
 			records[i] = journal.Record(strings.Clone(string(r)))
@@ -339,8 +340,8 @@ func (m *Manager) Unmarshal(enc string) error {
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
 		for len(records) > 0 {
 			if n := certsAhead(records); n > 0 {
-				m.putCertsLocked(records[:n], m.putLocked)
-				records = records[n:]
+				_, used := m.putCertsLocked(records[:n], m.putLocked)
+				inUse, records = append(inUse, used...), records[n:]
 				continue
 			}
 			if r := records[0]; r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
@@ -369,7 +370,8 @@ func certsAhead(rs []journal.Record) int {
 type certBatch struct {
 	put     func(...journal.Record)
 	records []journal.Record
-	lives   []life // of each of them
+	lives   []life  // of each of them
+	inUse   []*host // whose certificates clients were given, and are replaced
 }
 
 // A life is when a host's certificate begins and ends, in Unix seconds.
@@ -379,9 +381,9 @@ type life struct {
 }
 
 // putCertsLocked takes over those of certificates that outlive ours, after put has
-// put them. It returns the others.
-func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record)) (losers []journal.Record) {
-	b := &certBatch{put, make([]journal.Record, 0, len(rs)), make([]life, 0, len(rs))}
+// put them. It returns the others, and whose certificates clients were given before.
+func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record)) (losers []journal.Record, inUse []*host) {
+	b := &certBatch{put: put, records: make([]journal.Record, 0, len(rs)), lives: make([]life, 0, len(rs))}
 	for i, h := range m.hostsLocked(rs) {
 		if h.read { // there are two for it
 			m.putBatchLocked(b)
@@ -399,13 +401,23 @@ func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record
 	for _, r := range losers {
 		m.tidyLocked(m.hostLocked(r.Name()))
 	}
-	return losers
+	return losers, b.inUse
+}
+
+// readAhead reads certificates before clients have to wait for that.
+func (m *Manager) readAhead(hosts []*host) {
+	for _, h := range hosts {
+		m.firstUse(h)
+	}
 }
 
 func (m *Manager) putBatchLocked(b *certBatch) {
 	b.put(b.records...)
 	for _, l := range b.lives {
 		l.host.read = false
+		if l.host.leaf.Load() != nil {
+			b.inUse = append(b.inUse, l.host)
+		}
 		m.applyCertLocked(l)
 	}
 	b.records, b.lives = b.records[:0], b.lives[:0]
@@ -528,8 +540,9 @@ func check(r journal.Record) error {
 // merge takes over what was read from the cache file, first when it is opened
 // and then whenever another process has written to it.
 func (m *Manager) merge(records []journal.Record) {
+	var inUse []*host
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	defer func() { m.mu.Unlock(); m.readAhead(inUse) }()
 	relist := false
 	records = slices.DeleteFunc(records, func(r journal.Record) bool {
 		err := check(r)
@@ -542,7 +555,9 @@ func (m *Manager) merge(records []journal.Record) {
 		var losers []journal.Record
 		n := certsAhead(records)
 		if n > 0 {
-			losers = m.putCertsLocked(records[:n], m.log.Adopt)
+			var used []*host
+			losers, used = m.putCertsLocked(records[:n], m.log.Adopt)
+			inUse = append(inUse, used...)
 		} else if n = 1; m.winsLocked(records[0]) {
 			m.log.Adopt(records[0])
 			m.applyLocked(records[0])

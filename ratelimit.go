@@ -139,20 +139,20 @@ func (m *Manager) levelRecordsLocked() []journal.Record {
 
 // takeLocked takes a token for one more certificate. If there is none it
 // returns when there will be one, zero if never.
-func (m *Manager) takeLocked(unseenHost bool) (retry time.Time, ok bool) {
+func (m *Manager) takeLocked(now time.Time, unseenHost bool) (retry time.Time, ok bool) {
 	if unseenHost {
-		return m.buckets.Take(bucketAll, bucketNew)
+		return m.buckets.TakeAt(now, bucketAll, bucketNew)
 	}
-	return m.buckets.Take(bucketAll)
+	return m.buckets.TakeAt(now, bucketAll)
 }
 
 // takeNowLocked takes a token for a client that will not wait for one. While a
 // renewal past its moment does, the next is not the client's.
-func (m *Manager) takeNowLocked(unseenHost bool) (retry time.Time, ok bool) {
+func (m *Manager) takeNowLocked(now time.Time, unseenHost bool) (retry time.Time, ok bool) {
 	if m.renewals.Len() > 0 {
-		return time.Now().Add(time.Minute), false
+		return now.Add(time.Minute), false
 	}
-	return m.takeLocked(unseenHost)
+	return m.takeLocked(now, unseenHost)
 }
 
 // another takes a token for another try with another type of challenge, if
@@ -160,7 +160,7 @@ func (m *Manager) takeNowLocked(unseenHost bool) (retry time.Time, ok bool) {
 func (m *Manager) another() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_, ok := m.takeNowLocked(false)
+	_, ok := m.takeNowLocked(time.Now(), false)
 	return ok
 }
 
@@ -553,10 +553,10 @@ func (m *Manager) pay(f *flight) error {
 	ok := true
 	switch {
 	case f.owing:
-		retry, ok = m.takeNowLocked(len(m.tollLocked(f)) > 1)
+		retry, ok = m.takeNowLocked(time.Now(), len(m.tollLocked(f)) > 1)
 	case f.pledged:
 		m.redeemLocked(f)
-		retry, ok = m.takeLocked(false)
+		retry, ok = m.takeLocked(time.Now(), false)
 	}
 	if !ok {
 		return &HostError{Host: f.host.name, Err: ErrRateLimited, Retry: retry}
@@ -1032,7 +1032,7 @@ func (m *Manager) joinLocked(name string, hello *tls.ClientHelloInfo) (f *flight
 	}
 	owing := v == asking || look
 	if !owing || h != nil && h.flight != nil { // else the flight asks and looks, and then takes it
-		if retry, ok := m.takeNowLocked(v == stranger); !ok {
+		if retry, ok := m.takeNowLocked(now, v == stranger); !ok {
 			return fail(ErrRateLimited, retry)
 		}
 	}
@@ -1414,7 +1414,7 @@ func (m *Manager) waitForTokenLocked(f *flight, now time.Time) {
 		return
 	}
 	if f.waiters > 0 { // clients that came while Allow was asked
-		if _, ok := m.takeNowLocked(false); ok {
+		if _, ok := m.takeNowLocked(now, false); ok {
 			m.startLocked(f)
 			return
 		}
@@ -1528,7 +1528,7 @@ func (m *Manager) launchLocked(now time.Time) time.Time {
 // another member may be faster yet, and so it is taken later.
 func (m *Manager) launchableLocked(f *flight) (retry time.Time, ok bool) {
 	if m.Storage == nil {
-		return m.takeLocked(false)
+		return m.takeLocked(time.Now(), false)
 	}
 	if retry, ok = m.buckets.Ready(m.pledges+1, bucketAll); ok {
 		f.pledged = true

@@ -147,11 +147,12 @@ func (m *Manager) certificate(ctx context.Context, name string, hello *tls.Clien
 	if cert := m.own.Get(name); cert != nil && time.Now().Before(cert.Leaf.NotAfter) {
 		return cert, false, nil
 	}
-	if cert := m.live(name); cert != nil {
+	if cert := m.live(m.hosts.Get(name)); cert != nil {
 		return cert, false, nil
 	}
-	if wild, ok := hostname.Wildcard(name); ok {
-		if cert := m.live(wild); cert != nil {
+	var buf [hostname.MaxLen + len("*.")]byte
+	if wild, ok := hostname.AppendWildcard(buf[:0], name); ok {
+		if cert := m.live(m.hosts.GetBytes(wild)); cert != nil {
 			return cert, false, nil
 		}
 	}
@@ -174,10 +175,9 @@ func (m *Manager) certificate(ctx context.Context, name string, hello *tls.Clien
 	return cert, true, err
 }
 
-// live returns the certificate that we hold for a name, nil if there is none
+// live returns the certificate that we hold for a host, nil if there is none
 // or it has expired.
-func (m *Manager) live(name string) *tls.Certificate {
-	h := m.hosts.Get(name)
+func (m *Manager) live(h *host) *tls.Certificate {
 	if h == nil {
 		return nil
 	}

@@ -96,10 +96,15 @@ func (s *Set) Levels() map[string]Level {
 	return levels
 }
 
-// Take takes a token from each of the named buckets, all or none. If it takes
-// none it returns when there will be one in each, zero if never.
+// Take is shorthand for TakeAt(time.Now(), names...).
 func (s *Set) Take(names ...string) (retry time.Time, ok bool) {
-	if retry, ok = s.Ready(1, names...); !ok {
+	return s.TakeAt(time.Now(), names...)
+}
+
+// TakeAt takes a token from each of the named buckets, all or none. If it takes
+// none it returns when there will be one in each, zero if never.
+func (s *Set) TakeAt(now time.Time, names ...string) (retry time.Time, ok bool) {
+	if retry, ok = s.ReadyAt(now, 1, names...); !ok {
 		return retry, false
 	}
 	for _, name := range names {
