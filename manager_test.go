@@ -3150,6 +3150,82 @@ func blobOf(t testing.TB, n int) string {
 	return log.Text()
 }
 
+// TestBlobWithSeveralRecordsOfAHost is of what a file that was only ever appended
+// to has: of several certificates for a host the last to expire counts.
+func TestBlobWithSeveralRecordsOfAHost(t *testing.T) {
+	const n = 3000
+	blob := blobOf(t, n)
+	records, _, err := journal.Split(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var later, end []journal.Record
+	for i, r := range records {
+		if r.Kind() != "cert" {
+			continue
+		}
+		from, _ := r.Field(0)
+		to, _ := r.Field(1)
+		renewed := journal.Format("cert", r.Name(), []int64{from + 60, to + 60}, []byte(r.JSON()))
+		switch i % 3 {
+		case 0: // right behind it
+			later = append(later, r, renewed, r)
+		case 1: // far behind
+			end = append(end, renewed)
+		}
+	}
+	later = append(later, end...)
+	lines := []string{"letsencrypt 1"}
+	for _, r := range append(records, later...) {
+		lines = append(lines, string(r))
+	}
+	m := &letsencrypt.Manager{Logger: slog.New(slog.DiscardHandler)}
+	if err := m.Unmarshal(strings.Join(lines, "\n")); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := journal.Split(m.Marshal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != len(records) {
+		t.Errorf("%d records, want %d", len(got), len(records))
+	}
+	for i, r := range got {
+		from, _ := records[i].Field(0)
+		if now, _ := r.Field(0); r.Kind() == "cert" && i%3 < 2 && now != from+60 {
+			t.Fatalf("%s has the certificate that expires first", r.Name())
+		}
+	}
+}
+
+// TestListThatStaysKnowsNewHosts has a blob with the list that there is bring
+// certificates for hosts that are not on it.
+func TestListThatStaysKnowsNewHosts(t *testing.T) {
+	m := managerOf(t, 2)
+	records, _, err := journal.Split(blobOf(t, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "letsencrypt 1\n"
+	for _, r := range records {
+		if r.Kind() == "hosts" {
+			r = journal.Format("hosts", "-", nil, []byte(`["h0.example.com","h1.example.com"]`))
+		}
+		text += string(r) + "\n"
+	}
+	if err := m.Unmarshal(text); err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]bool{"h1.example.com": true, "h2.example.com": true, "h3.example.com": false} {
+		if _, err := get(m, host); (err == nil) != want {
+			t.Errorf("GetCertificate(%s) = %v, want a certificate: %v", host, err, want)
+		}
+	}
+	if s := m.Status("h2.example.com")[0]; !s.Renewal.IsZero() {
+		t.Errorf("a host that is not on the list is to be renewed at %v", s.Renewal)
+	}
+}
+
 func BenchmarkGetCertificate(b *testing.B) {
 	for _, n := range []int{1, 1000, 100_000} {
 		b.Run(fmt.Sprintf("hosts=%d", n), func(b *testing.B) {
