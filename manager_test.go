@@ -3169,7 +3169,8 @@ func TestBlobWithSeveralRecordsOfAHost(t *testing.T) {
 		renewed := journal.Format("cert", r.Name(), []int64{from + 60, to + 60}, []byte(r.JSON()))
 		switch i % 3 {
 		case 0: // right behind it
-			later = append(later, r, renewed, r)
+			between := journal.Format("cert", r.Name(), []int64{from + 30, to + 30}, []byte(r.JSON()))
+			later = append(later, r, renewed, between)
 		case 1: // far behind
 			end = append(end, renewed)
 		}
