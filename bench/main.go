@@ -61,7 +61,7 @@ type run struct {
 
 // progress says what is being done, where a person sees it, a few times a second.
 func (r *run) progress(format string, args ...any) {
-	if time.Since(r.said) > time.Second/4 {
+	if !r.quick && time.Since(r.said) > time.Second/4 {
 		r.said = time.Now()
 		fmt.Fprintf(os.Stderr, "\r\x1b[K%s %s: %s", r.name, count(r.n), fmt.Sprintf(format, args...))
 	}

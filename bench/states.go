@@ -253,7 +253,7 @@ func timeMarshal(r *run) (values, error) {
 		text := m.Marshal()
 		took := time.Since(began)
 		if len(text) != len(data) {
-			return 0, fmt.Errorf("Marshal returned %d bytes of %d", len(text), len(data))
+			return 0, fmt.Errorf("of %[2]d bytes Marshal returned %[1]d", len(text), len(data))
 		}
 		return took, nil
 	})
