@@ -146,10 +146,13 @@ func (q *Queue[V]) put(i int, e entry[V]) {
 
 // Times returns when the items are due, the earliest first.
 func (q *Queue[V]) Times() []time.Time {
-	times := make([]time.Time, len(q.heap))
+	micros, times := make([]int64, len(q.heap)), make([]time.Time, len(q.heap))
 	for i, e := range q.heap {
-		times[i] = time.UnixMicro(e.at)
+		micros[i] = e.at
 	}
-	slices.SortFunc(times, time.Time.Compare)
+	slices.Sort(micros)
+	for i, at := range micros {
+		times[i] = time.UnixMicro(at)
+	}
 	return times
 }

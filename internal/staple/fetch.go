@@ -120,7 +120,8 @@ func (f *fetch) ask(ctx context.Context, u *url.URL) (*Response, error) {
 		return f.do(ctx, http.MethodPost, u.String(), f.der)
 	}
 	r, err := f.do(ctx, http.MethodGet, target, nil)
-	if err == nil || errors.As(err, new(errNoAnswer)) || ctx.Err() != nil {
+	_, noAnswer := errors.AsType[errNoAnswer](err)
+	if err == nil || noAnswer || ctx.Err() != nil {
 		return r, err
 	}
 	r, postErr := f.do(ctx, http.MethodPost, u.String(), f.der)
@@ -175,7 +176,7 @@ func (f *fetch) do(ctx context.Context, method, target string, body []byte) (*Re
 // unwrapURL returns what went wrong without the URL, of which half is the
 // request, in base64.
 func unwrapURL(err error) error {
-	if ue := (*url.Error)(nil); errors.As(err, &ue) {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
 		return ue.Err
 	}
 	return err
