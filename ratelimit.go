@@ -1364,7 +1364,10 @@ func (m *Manager) queueAll() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	spread, n := min(spreadPolls, time.Duration(m.hosts.Len())*apart), 0
-	for _, h := range m.hosts.All() {
+	for name, h := range m.hosts.All() {
+		if m.hosts.Get(name) != h {
+			continue // it was forgotten while others had the lock
+		}
 		if h.poll == 0 {
 			h.poll = time.Now().Add(rand.N(spread + 1)).UnixNano()
 		}
