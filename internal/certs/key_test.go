@@ -22,9 +22,9 @@ func TestMarshalKey(t *testing.T) {
 		}
 		return k
 	}
-	small := ec(elliptic.P256()).(*ecdsa.PrivateKey)
-	for small.D.BitLen() > 248 { // a secret that begins with a zero
-		small = ec(elliptic.P256()).(*ecdsa.PrivateKey)
+	small, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), append(make([]byte, 31), 7))
+	if err != nil {
+		t.Fatal(err)
 	}
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -40,7 +40,7 @@ func TestMarshalKey(t *testing.T) {
 		most int // bytes
 	}{
 		{"P-256", ec(elliptic.P256()), 67},
-		{"P-256 with a zero", small, 67},
+		{"P-256 that begins with zeros", small, 67},
 		{"P-384", ec(elliptic.P384()), 80},
 		{"P-521", ec(elliptic.P521()), 98},
 		{"RSA", rsaKey, 1300},
