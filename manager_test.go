@@ -3227,6 +3227,79 @@ func TestListThatStaysKnowsNewHosts(t *testing.T) {
 	}
 }
 
+// TestOlderBlobBesideAnOrder has a blob with an older certificate read while the new
+// one, which is kept already, waits for its staple.
+func TestOlderBlobBesideAnOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		other := newManager(t, ca)
+		other.SetHosts([]string{host})
+		older := mustGet(t, other, host)
+		enc := other.Marshal()
+		pass(10 * day)
+
+		m, r := newResponder(t, ca)
+		m.MustStaple = true
+		m.SetHosts([]string{host})
+		r.set(func(n *big.Int, good []byte) ([]byte, error) {
+			if err := m.Unmarshal(enc); err != nil {
+				t.Error(err)
+			}
+			return good, nil
+		})
+		newer := mustGet(t, m, host)
+		if !newer.NotAfter.After(older.NotAfter) {
+			t.Fatalf("the newer one expires %v, the older %v", newer.NotAfter, older.NotAfter)
+		}
+		again := restart(t, m, ca)
+		if got := mustGet(t, again, host); !got.Equal(newer) {
+			t.Errorf("after a restart the certificate that expires %v is served, want the one of %v, which was obtained", got.NotAfter.Format(time.DateOnly), newer.NotAfter.Format(time.DateOnly))
+		}
+	})
+}
+
+// TestChainsBehindCertificates has a certificate in use replaced from a file whose
+// chains stand far behind its certificates, as in what Marshal writes.
+func TestChainsBehindCertificates(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		ca := catest.New(t)
+		m := newManager(t, ca)
+		d := keepDiary(t, m)
+		m.Limit = unlimited()
+		m.SetHosts([]string{host})
+		mustGet(t, m, host)
+		mustGet(t, m, host)
+		pass(day)
+		o := newManager(t, ca) // another process, with an account of its own
+		o.SetHosts([]string{host})
+		newer := mustGet(t, o, host)
+		shutdown(t, o)
+		enc := o.Marshal()
+		var b strings.Builder
+		for i := range 1000 {
+			b.WriteString(string(journal.Format("cert", fmt.Sprintf("b%d.example.com", i), []int64{time.Now().Unix(), time.Now().Add(90 * day).Unix()}, []byte("{}"))) + "\n")
+		}
+		at := strings.Index(enc, "\nchain ") + 1
+		enc = enc[:at] + b.String() + enc[at:]
+		file := filepath.Join(t.TempDir(), "state")
+		if err := os.WriteFile(file, []byte(enc), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.CacheFile(file); err != nil {
+			t.Fatal(err)
+		}
+		if es := d.of(letsencrypt.EventState); len(es) > 0 {
+			t.Errorf("events %+v, want none", es)
+		}
+		if got := mustGet(t, m, host); !got.Equal(newer) {
+			t.Errorf("the certificate in the file is not the one that is served")
+		}
+		wantCount(t, ca, "newOrder", 2)
+	})
+}
+
 func BenchmarkGetCertificate(b *testing.B) {
 	for _, n := range []int{1, 1000, 100_000} {
 		b.Run(fmt.Sprintf("hosts=%d", n), func(b *testing.B) {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
@@ -390,7 +391,7 @@ func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record
 		}
 		l := life{host: h}
 		rs[i].Fields(&l.notBefore, &l.notAfter) // it was checked
-		if m.barredLocked(rs[i]) || !h.evicted && l.notAfter <= h.notAfter {
+		if m.barredLocked(rs[i]) || l.notAfter <= m.keptUntilLocked(h) {
 			losers = append(losers, rs[i])
 			continue
 		}
@@ -540,9 +541,8 @@ func check(r journal.Record) error {
 // merge takes over what was read from the cache file, first when it is opened
 // and then whenever another process has written to it.
 func (m *Manager) merge(records []journal.Record) {
-	var inUse []*host
 	m.mu.Lock()
-	defer func() { m.mu.Unlock(); m.readAhead(inUse) }()
+	defer m.mu.Unlock()
 	relist := false
 	records = slices.DeleteFunc(records, func(r journal.Record) bool {
 		err := check(r)
@@ -555,9 +555,7 @@ func (m *Manager) merge(records []journal.Record) {
 		var losers []journal.Record
 		n := certsAhead(records)
 		if n > 0 {
-			var used []*host
-			losers, used = m.putCertsLocked(records[:n], m.log.Adopt)
-			inUse = append(inUse, used...)
+			losers, _ = m.putCertsLocked(records[:n], m.log.Adopt)
 		} else if n = 1; m.winsLocked(records[0]) {
 			m.log.Adopt(records[0])
 			m.applyLocked(records[0])
@@ -610,7 +608,22 @@ func (m *Manager) laterLocked(r journal.Record, h *host) bool {
 		return false
 	}
 	notAfter, _ := r.Field(1)
-	return h == nil || h.evicted || notAfter > h.notAfter
+	return h == nil || notAfter > m.keptUntilLocked(h)
+}
+
+// keptUntilLocked returns when the certificate expires that the state has for a
+// host, zero if it has none.
+func (m *Manager) keptUntilLocked(h *host) int64 {
+	if h.evicted {
+		return 0
+	}
+	if h.flight != nil { // there may be one that is not served yet
+		if r, ok := m.log.Get(kindCert, h.name); ok {
+			notAfter, _ := r.Field(1)
+			return notAfter
+		}
+	}
+	return h.notAfter
 }
 
 // barredLocked reports whether r is a certificate that must not come back.
@@ -1843,8 +1856,7 @@ func (m *Manager) stillOurs(ctx context.Context, f *flight, url string, key []by
 // theirs returns the certificate of another member of the fleet that finalized the
 // same order, with a key of its own, a moment before we did. It is about to store it.
 func (m *Manager) theirs(f *flight, err error) *tls.Certificate {
-	failed, ok := errors.AsType[*ca.Failure](err)
-	if m.Storage == nil || !ok || !failed.Unusable() {
+	if m.Storage == nil || f.renew || !errors.Is(err, certs.ErrOtherKey) {
 		return nil
 	}
 	for n := 1; n <= looks; n++ {
@@ -1960,7 +1972,7 @@ func (m *Manager) takeOverLocked(h *host, a *authority, c *ca.Certificate, s *st
 	kind, now := EventObtained, time.Now().Round(0)
 	var limits trouble // of the CAs that did not issue
 	if h.trouble != nil {
-		h.early = uint16(h.trouble.Early)
+		h.early = uint16(min(h.trouble.Early, math.MaxUint16))
 		limits.Noted, limits.Limits, limits.Paused, limits.Said = h.trouble.Noted, h.trouble.Limits, h.trouble.Paused, h.trouble.Said
 	}
 	for _, kind := range []string{kindBackoff, kindMoment} {
@@ -2065,6 +2077,8 @@ func (r *certRecord) certificate(key crypto.Signer) *tls.Certificate {
 	return &tls.Certificate{Certificate: append([][]byte{r.Leaf}, r.Above...), PrivateKey: key}
 }
 
+var errNoChain = errors.New("the chain of the certificate that is kept is not there")
+
 // readChain returns the chain with the given hash. All hosts share one copy.
 func (m *Manager) readChain(hash string) (chainRecord, error) {
 	m.mu.Lock()
@@ -2075,7 +2089,7 @@ func (m *Manager) readChain(hash string) (chainRecord, error) {
 	}
 	r, ok := m.log.Get(kindChain, hash)
 	if !ok {
-		return chain, fmt.Errorf("the chain %s of the certificate that is kept is not", hash)
+		return chain, fmt.Errorf("%w: %s", errNoChain, hash)
 	}
 	chain, err := parseChain(r)
 	if err != nil {

@@ -52,7 +52,7 @@ const (
 	lockFirst    = 250 * time.Millisecond // after Storage first did not give a lock; doubles
 	lockMost     = 5 * time.Second
 	unlocks      = 6                      // tries to give a lock back
-	looks        = 6                      // for the certificate of another member that has finalized our order
+	looks        = 4                      // for the certificate of another member that has finalized our order
 	writeFirst   = 5 * time.Second        // after the state could first not be written, or Storage failed otherwise; doubles
 	pollSoon     = time.Hour              // after another member of the fleet made a certificate
 	catchUpEvery = 6 * time.Hour          // with what other members did for a host
@@ -1672,7 +1672,7 @@ func (m *Manager) turnBackLocked(f *flight, err error, now time.Time) {
 	}
 	_, unread := errors.AsType[*storageError](err)
 	elsewhere := errors.Is(err, errElsewhere)
-	if elsewhere {
+	if elsewhere && h.turnedBack < maxTurns {
 		h.turnedBack++
 	}
 	switch {
@@ -1724,8 +1724,7 @@ func (m *Manager) tidyLocked(h *host) {
 	if h.held() || h.listed || h.managed || h.trouble != nil || h.flight != nil || m.begunLocked(h) {
 		return
 	}
-	m.due.Remove(&h.place)
-	m.hosts.Delete(h.name)
+	m.removeLocked(h)
 }
 
 // dropLocked forgets a host that nobody wants.
@@ -1741,8 +1740,15 @@ func (m *Manager) dropLocked(h *host) {
 	if m.Storage != nil && m.polls < maxFlights && m.goLocked(func() { m.sweep(h.name) }) {
 		m.polls++
 	}
+	m.removeLocked(h)
+}
+
+// removeLocked takes a host out of the table, unless another has its name.
+func (m *Manager) removeLocked(h *host) {
 	m.due.Remove(&h.place)
-	m.hosts.Delete(h.name)
+	if m.hosts.Get(h.name) == h {
+		m.hosts.Delete(h.name)
+	}
 }
 
 // hostKinds are the kinds of records by host.
@@ -1873,7 +1879,7 @@ func (m *Manager) chooseLocked(h *host, issuer, id string, info ca.RenewalInfo, 
 // there from being renewed in a loop: that is a failure, and backs off, ever
 // longer until a certificate is not due at once.
 func (m *Manager) tooSoonLocked(h *host, now time.Time) {
-	if h.renewal > now.UnixNano() || time.Duration(uint32(now.Unix())-h.since)*time.Second > freshFor {
+	if h.renewal > now.UnixNano() || h.since == 0 || time.Duration(int32(uint32(now.Unix())-h.since))*time.Second > freshFor {
 		return
 	}
 	h.early++

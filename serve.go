@@ -211,8 +211,10 @@ func (m *Manager) firstUse(h *host) *tls.Certificate {
 	switch {
 	case err != nil && h.expiry().Equal(expiry) && !h.evicted:
 		m.reportLocked(Event{Kind: EventState, Host: h.name, Err: err})
-		h.notBefore, h.notAfter = 0, 0
-		m.requeueLocked(h)
+		if !errors.Is(err, errNoChain) { // it may be read in a moment
+			h.notBefore, h.notAfter = 0, 0
+			m.requeueLocked(h)
+		}
 	case err == nil && h.expiry().Equal(expiry) && !h.evicted && h.leaf.CompareAndSwap(nil, s.served):
 		m.queueStapleLocked(s, time.Now())
 	}

@@ -168,12 +168,12 @@ func (f *Failure) Resumable() bool {
 	case Validation, Policy, NoAccount:
 		return false
 	}
-	return !f.Unusable()
+	return !f.unusable()
 }
 
-// Unusable reports whether the CA issued a certificate that is not what was asked
-// for: for another key, perhaps.
-func (f *Failure) Unusable() bool {
+// unusable reports whether the CA issued a certificate that is not what was asked
+// for.
+func (f *Failure) unusable() bool {
 	_, bad := errors.AsType[*badCertificate](f.Err)
 	return bad
 }

@@ -206,7 +206,7 @@ func (r *run) survive(ctx context.Context, err error) error {
 func (r *run) pause(ctx context.Context, err error) error {
 	f := fail("talking to the CA", err).(*Failure)
 	wait := max(f.Retry, retryFirst<<r.faults)
-	passing := f.Passing() && !f.Unusable() || problemIs(err, "orderNotReady")
+	passing := f.Passing() && !f.unusable() || problemIs(err, "orderNotReady")
 	if r.faults++; !passing || r.faults > retries || wait > retryMost {
 		return err
 	}

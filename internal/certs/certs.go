@@ -63,12 +63,15 @@ func parse(chain [][]byte) (leaf *x509.Certificate, err error) {
 	return leaf, nil
 }
 
+// ErrOtherKey is returned, wrapped, for a certificate that is not for our key.
+var ErrOtherKey = errors.New("is not the key asked for")
+
 func checkLeaf(leaf *x509.Certificate, pub crypto.PublicKey, host string, now time.Time) error {
 	if names := subjectAltNames(leaf); !slices.Contains(names, host) {
 		return fmt.Errorf("it is for %s instead", list(names))
 	}
 	if pub != nil && !equal(leaf.PublicKey, pub) {
-		return fmt.Errorf("its key, a %s one, is not the key asked for", leaf.PublicKeyAlgorithm)
+		return fmt.Errorf("its key, a %s one, %w", leaf.PublicKeyAlgorithm, ErrOtherKey)
 	}
 	if !servesTLS(leaf) {
 		return errors.New("it may not be used by TLS servers")

@@ -55,6 +55,9 @@ func (l *Log) Compact() error {
 // another process, opening the file, cannot tell it from one that a crash left.
 func (l *Log) compactFile(fl *file) (err error) {
 	for range maxCopies {
+		if l.attached() != fl { // it was closed before we had the slot
+			return nil
+		}
 		if err = l.rewriteBeside(fl); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -439,4 +440,45 @@ func TestRewriteFollowsSymbolicLinks(t *testing.T) {
 	if err := new(Log).Open(filepath.Join(dir, "loop"), Options{}); err == nil {
 		t.Error("Open of a link to itself succeeds")
 	}
+}
+
+// A Sync that finds a file to be rewritten while Close closes it leaves it alone.
+func TestNoCompactionAfterClose(t *testing.T) {
+	for range 100 {
+		var l Log
+		var closed, late atomic.Bool
+		name := filepath.Join(t.TempDir(), "state")
+		fl := &file{name: name, fail: func(step string) error {
+			if closed.Load() && step == "temp" {
+				late.Store(true)
+			}
+			return nil
+		}}
+		if err := l.openFile(fl); err != nil {
+			t.Fatal(err)
+		}
+		big := []byte(`"` + strings.Repeat("x", 100<<10) + `"`)
+		l.Sync(l.Put(Format("a", "a", nil, big)))
+		seq := l.Put(Delete("a", "a"), Format("a", "b", nil, []byte("1")))
+		var wg sync.WaitGroup
+		wg.Go(func() { l.Sync(seq) })
+		wg.Go(func() {
+			for isWaiting(&l, seq) {
+				runtime.Gosched()
+			}
+			l.Close()
+			closed.Store(true)
+		})
+		wg.Wait()
+		tidied(&l)
+		if late.Load() {
+			t.Fatal("a file is rewritten after Close returned")
+		}
+	}
+}
+
+func isWaiting(l *Log, seq uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.file != nil && l.durable < seq
 }

@@ -212,7 +212,10 @@ func SplitChecked(text string, check func(Record) error) (records []Record, dama
 func cut(text string, n int) (pieces []string) {
 	for ; n > 1; n-- {
 		at := len(text) / n
-		at += strings.IndexByte(text[at:], '\n') + 1
+		end := strings.IndexByte(text[at:], '\n') + 1
+		if at += end; end == 0 {
+			break
+		}
 		pieces, text = append(pieces, text[:at]), text[at:]
 	}
 	return append(pieces, text)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -274,4 +275,25 @@ func FuzzSplit(f *testing.F) {
 			t.Errorf("Split(%q): Text changes from %q to %q", text, l.Text(), l2.Text())
 		}
 	})
+}
+
+// TestSplitInPieces splits blobs whose last line, which has no newline, takes up
+// most of them, or whose first does.
+func TestSplitInPieces(t *testing.T) {
+	long := Format("hosts", "-", nil, []byte(`["`+strings.Repeat("a", 9<<20)+`"]`))
+	short := []Record{Format("limit", "a", nil, []byte("1")), Format("limit", "b", nil, []byte("2"))}
+	for _, rs := range [][]Record{{long}, append([]Record{long}, short...), append(slices.Clone(short), long)} {
+		for _, procs := range []int{1, 2, 3, 8} {
+			before := runtime.GOMAXPROCS(procs)
+			text := header
+			for _, r := range rs {
+				text += string(r) + "\n"
+			}
+			got, damaged, err := Split(strings.TrimSpace(text))
+			runtime.GOMAXPROCS(before)
+			if !slices.Equal(got, rs) || damaged != 0 || err != nil {
+				t.Errorf("Split = %d records, %d damaged, %v by %d processors, want %d", len(got), damaged, err, procs, len(rs))
+			}
+		}
+	}
 }
