@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -112,6 +113,46 @@ func TestModel(t *testing.T) {
 				}
 			}
 			check(t, &tab, model)
+		})
+	}
+}
+
+// TestModelOfMany is TestModel for many names at a time, some of them twice.
+func TestModelOfMany(t *testing.T) {
+	for _, names := range []int{1, 10, 100, 5_000} {
+		t.Run(fmt.Sprint(names), func(t *testing.T) {
+			var tab Table[cert]
+			model := make(map[string]*cert)
+			for step := range 200 {
+				some, values := make([]string, rand.IntN(200)), []*cert(nil)
+				for i := range some {
+					some[i] = fmt.Sprint(rand.IntN(names))
+					values = append(values, &cert{step})
+				}
+				for i, v := range tab.GetAll(some) {
+					if v != model[some[i]] {
+						t.Fatalf("step %d: GetAll has %v for %q, want %v", step, v, some[i], model[some[i]])
+					}
+				}
+				if rand.IntN(3) == 0 {
+					for _, name := range some {
+						tab.Delete(name)
+						delete(model, name)
+					}
+				} else {
+					given := slices.Clone(values)
+					tab.AddAll(some, values)
+					for i, name := range some {
+						if model[name] == nil {
+							model[name] = given[i]
+						}
+						if values[i] != model[name] {
+							t.Fatalf("step %d: AddAll left %v for %q, want %v", step, values[i], name, model[name])
+						}
+					}
+				}
+				check(t, &tab, model)
+			}
 		})
 	}
 }
