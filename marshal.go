@@ -16,12 +16,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"math"
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"example.com/letsencrypt/internal/bucket"
@@ -306,18 +306,16 @@ func (m *Manager) Marshal() string { return m.log.Text() }
 // expire stays. If enc can't be read, or only in part, it returns an error and
 // changes nothing.
 func (m *Manager) Unmarshal(enc string) error {
-	records, others, err := parseState(enc)
+	records, err := parseState(enc)
 	if err != nil {
 		return fmt.Errorf("letsencrypt: Unmarshal: %w", err)
 	}
-	var inUse []*host
 	m.mu.Lock()
-	defer func() { m.mu.Unlock(); m.readAhead(inUse) }()
+	t := &taking{m: m, put: m.putLocked}
 	if m.hosts.Len() > 0 { // enc is let go of, but for what wins
-		for i, r := range records {
-			records[i] = journal.Record(strings.Clone(string(r)))
-		}
+		t.put = func(rs ...journal.Record) { m.putLocked(cloned(rs)...) }
 	}
+	defer func() { m.mu.Unlock(); m.readAhead(t.inUse) }()
 	gone := map[string]journal.Record{}
 	for url := range m.accounts {
 		gone[url] = journal.Delete(kindAccount, url)
@@ -325,30 +323,34 @@ func (m *Manager) Unmarshal(enc string) error {
 	for _, only := range []string{kindHosts, kindRegister} {
 		gone[only] = journal.Delete(only, onlyOne)
 	}
-	for _, r := range others {
-		switch r.Kind() {
-		case kindAccount:
-			delete(gone, r.Name())
-		case kindHosts, kindRegister:
-			delete(gone, r.Kind())
-		}
-	}
-	records = slices.AppendSeq(records, maps.Values(gone))
 	m.listSet = true
 	list := m.listLocked()
 	m.hosts.Grow(len(records))
 	m.log.Grow(len(records))
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
 		for len(records) > 0 {
-			if n := certsAhead(records); n > 0 {
-				_, used := m.putCertsLocked(records[:n], m.putLocked)
-				inUse, records = append(inUse, used...), records[n:]
+			var certs certBatch
+			if certs, records = certsAhead(records); len(certs.records) > 0 {
+				t.take(certs)
 				continue
 			}
-			if r := records[0]; r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
-				m.setLocked(r)
-			}
+			t.settle()
+			r := records[0]
 			records = records[1:]
+			switch r.Kind() {
+			case kindAccount:
+				delete(gone, r.Name())
+			case kindHosts, kindRegister:
+				delete(gone, r.Kind())
+			}
+			if r.Kind() == kindHosts || r.Kind() == kindAccount || m.winsLocked(r) {
+				t.put(r)
+				m.applyLocked(r)
+			}
+		}
+		t.end()
+		for _, r := range gone {
+			m.setLocked(r)
 		}
 	})
 	if m.listLocked() != list {
@@ -357,22 +359,20 @@ func (m *Manager) Unmarshal(enc string) error {
 	return nil
 }
 
-// certsAhead returns how many records from the first are certificates, up to as
-// many as are taken over in one go.
-func certsAhead(rs []journal.Record) int {
-	n := 0
-	for n < len(rs) && n < putBatch && rs[n].Kind() == kindCert && !rs[n].Deleted() {
-		n++
+// cloned returns records in memory of their own.
+func cloned(rs []journal.Record) []journal.Record {
+	own := make([]journal.Record, len(rs))
+	for i, r := range rs {
+		own[i] = journal.Record(strings.Clone(string(r)))
 	}
-	return n
+	return own
 }
 
-// A certBatch is certificates that are put in one go.
+// A certBatch is certificates that are taken over in one go.
 type certBatch struct {
-	put     func(...journal.Record)
 	records []journal.Record
-	lives   []life  // of each of them
-	inUse   []*host // whose certificates clients were given, and are replaced
+	names   []string // of each of them
+	lives   []life
 }
 
 // A life is when a host's certificate begins and ends, in Unix seconds.
@@ -381,28 +381,84 @@ type life struct {
 	notBefore, notAfter int64
 }
 
-// putCertsLocked takes over those of certificates that outlive ours, after put has
-// put them. It returns the others, and whose certificates clients were given before.
-func (m *Manager) putCertsLocked(rs []journal.Record, put func(...journal.Record)) (losers []journal.Record, inUse []*host) {
-	b := &certBatch{put: put, records: make([]journal.Record, 0, len(rs)), lives: make([]life, 0, len(rs))}
-	for i, h := range m.hostsLocked(rs) {
-		if h.read { // there are two for it
-			m.putBatchLocked(b)
+// certsAhead returns the certificates that records begin with, up to as many as
+// are taken over in one go, and the other records. Each record is looked at here,
+// and then when it is put: its memory is in no cache.
+func certsAhead(rs []journal.Record) (b certBatch, rest []journal.Record) {
+	for i, r := range rs[:min(putBatch, len(rs))] {
+		var l life
+		if r.Kind() != kindCert || !r.Fields(&l.notBefore, &l.notAfter) {
+			break // one that is deleted has no fields
 		}
-		l := life{host: h}
-		rs[i].Fields(&l.notBefore, &l.notAfter) // it was checked
-		if m.barredLocked(rs[i]) || l.notAfter <= m.keptUntilLocked(h) {
-			losers = append(losers, rs[i])
+		if i == 0 {
+			b.names, b.lives = make([]string, 0, putBatch), make([]life, 0, putBatch)
+		}
+		b.names, b.lives = append(b.names, r.Name()), append(b.lives, l)
+	}
+	b.records = rs[:len(b.lives)]
+	return b, rs[len(b.lives):]
+}
+
+// A taking takes over certificates of which there may be millions. While the
+// records of some are put another goroutine looks up the hosts of the next.
+type taking struct {
+	m       *Manager // whose mutex is held
+	put     func(...journal.Record)
+	putting sync.WaitGroup
+	lives   []life           // of the records that are being put
+	losers  []journal.Record // what we have outlives these
+	inUse   []*host          // whose certificates clients were given before
+}
+
+// take takes over those that outlive ours.
+func (t *taking) take(b certBatch) {
+	n := len(b.records)
+	records, lives := make([]journal.Record, 0, n), make([]life, 0, n)
+	for i, h := range t.m.hostsLocked(b.names) {
+		if h.read { // there are two for it
+			t.begin(records, lives)
+			t.settle()
+			records, lives = make([]journal.Record, 0, n), make([]life, 0, n)
+		}
+		l := b.lives[i]
+		if l.host = h; t.m.barredLocked(b.records[i]) || l.notAfter <= t.m.keptUntilLocked(h) {
+			t.losers = append(t.losers, b.records[i])
 			continue
 		}
 		h.read = true
-		b.records, b.lives = append(b.records, rs[i]), append(b.lives, l)
+		records, lives = append(records, b.records[i]), append(lives, l)
 	}
-	m.putBatchLocked(b)
-	for _, r := range losers {
-		m.tidyLocked(m.hostLocked(r.Name()))
+	t.begin(records, lives)
+}
+
+// begin puts records, after those before.
+func (t *taking) begin(records []journal.Record, lives []life) {
+	t.settle()
+	t.lives = lives
+	t.putting.Go(func() { t.put(records...) })
+}
+
+// settle returns when all that was begun is done.
+func (t *taking) settle() {
+	t.putting.Wait()
+	for _, l := range t.lives {
+		l.host.read = false
+		if l.host.leaf.Load() != nil {
+			t.inUse = append(t.inUse, l.host)
+		}
+		t.m.applyCertLocked(l)
 	}
-	return losers, b.inUse
+	t.lives = nil
+}
+
+// end settles it, and forgets the hosts that there are for losers only.
+func (t *taking) end() {
+	t.settle()
+	for _, r := range t.losers {
+		if r.Kind() == kindCert {
+			t.m.tidyLocked(t.m.hostLocked(r.Name()))
+		}
+	}
 }
 
 // readAhead reads certificates before clients have to wait for that.
@@ -412,66 +468,46 @@ func (m *Manager) readAhead(hosts []*host) {
 	}
 }
 
-func (m *Manager) putBatchLocked(b *certBatch) {
-	b.put(b.records...)
-	for _, l := range b.lives {
-		l.host.read = false
-		if l.host.leaf.Load() != nil {
-			b.inUse = append(b.inUse, l.host)
-		}
-		m.applyCertLocked(l)
-	}
-	b.records, b.lives = b.records[:0], b.lives[:0]
-}
-
-// hostsLocked returns the hosts that records are of. Those that are made are made
-// together, and so are their names, which outlive the records.
-func (m *Manager) hostsLocked(rs []journal.Record) []*host {
-	hosts, size, missing := make([]*host, len(rs)), 0, 0
-	for i, r := range rs {
-		if hosts[i] = m.hosts.Get(r.Name()); hosts[i] == nil {
-			size += len(r.Name())
+// hostsLocked returns the hosts of these names. Those that are made are made
+// together, and so are the names they keep: what names share memory with goes.
+func (m *Manager) hostsLocked(names []string) []*host {
+	hosts, size, missing := m.hosts.GetAll(names), 0, 0
+	for i, h := range hosts {
+		if h == nil {
+			size += len(names[i])
 			missing++
 		}
 	}
+	if missing == 0 {
+		return hosts
+	}
 	made := make([]host, missing)
-	var names strings.Builder
-	names.Grow(size)
-	for i, r := range rs {
-		if hosts[i] == nil {
-			hosts[i] = m.hosts.Get(r.Name()) // of another of the records
-		}
+	own := slices.Clone(names)
+	var kept strings.Builder
+	kept.Grow(size)
+	for i, name := range names {
 		if hosts[i] != nil {
 			continue
 		}
-		at := names.Len()
-		names.WriteString(r.Name())
-		hosts[i], made = &made[0], made[1:]
-		m.addHostLocked(hosts[i], names.String()[at:])
+		at := kept.Len()
+		kept.WriteString(name)
+		own[i], hosts[i], made = kept.String()[at:], &made[0], made[1:]
+		hosts[i].init(own[i])
 	}
+	m.hosts.AddAll(own, hosts) // one name may be there twice
 	return hosts
 }
 
-// parseState returns the records of a blob, each of them known to decode, and of
-// these those that are not certificates.
-func parseState(enc string) (records, others []journal.Record, err error) {
+// parseState returns the records of a blob, each of them known to decode.
+func parseState(enc string) (records []journal.Record, err error) {
 	if strings.HasPrefix(strings.TrimSpace(enc), "{") {
-		records, err = importRSC([]byte(enc))
-		return records, records, err
+		return importRSC([]byte(enc))
 	}
 	records, damaged, err := journal.SplitChecked(enc, check)
-	if err != nil {
-		return nil, nil, err
+	if err == nil && damaged > 0 {
+		err = fmt.Errorf("%d of its lines are damaged", damaged)
 	}
-	if damaged > 0 {
-		return nil, nil, fmt.Errorf("%d of its lines are damaged", damaged)
-	}
-	for _, r := range records {
-		if r.Kind() != kindCert {
-			others = append(others, r)
-		}
-	}
-	return records, others, nil
+	return records, err
 }
 
 // putBatch is how many certificates are put at a time: nobody else gets at the
@@ -480,41 +516,47 @@ const putBatch = 1000
 
 // parseList decodes a list of hosts. Its names share memory with it.
 func parseList(s string) (list []string, err error) {
-	inner, begins := strings.CutPrefix(s, `["`)
-	inner, ends := strings.CutSuffix(inner, `"]`)
-	if begins && ends && !strings.Contains(inner, `\`) {
-		list = strings.Split(inner, `","`) // as journal.Format writes it, without spaces
+	if names, ok := plainList(s); ok {
+		return strings.Split(names, listComma), nil
 	}
-	if list != nil && !slices.ContainsFunc(list, func(name string) bool { return strings.Contains(name, `"`) }) {
-		return list, nil
-	}
-	list = nil
 	err = json.Unmarshal([]byte(s), &list)
 	return list, err
 }
 
+// plainList returns what is between the first quote and the last of a list as
+// journal.Format writes it, without spaces, in which nothing is escaped.
+func plainList(s string) (names string, ok bool) {
+	names, begins := strings.CutPrefix(s, `["`)
+	names, ends := strings.CutSuffix(names, `"]`)
+	return names, begins && ends && !strings.Contains(names, `\`) &&
+		strings.Count(names, `"`) == 2*strings.Count(names, listComma)
+}
+
+const listComma = `","`
+
 // check returns an error if the record is of a kind we know and does not decode.
 func check(r journal.Record) error {
+	if r.Kind() == kindCert { // decoded when its first client comes; the checksum vouches for it
+		var notBefore, notAfter int64
+		if !r.Fields(&notBefore, &notAfter) && !r.Deleted() {
+			return fmt.Errorf("record %q has no notBefore and notAfter", r.Key())
+		}
+		return nil
+	}
 	if r.Deleted() {
 		return nil
 	}
 	var v any
 	switch r.Kind() {
-	case kindCert: // decoded when its first client comes; the checksum vouches for it
-		var notBefore, notAfter int64
-		if !r.Fields(&notBefore, &notAfter) {
-			return fmt.Errorf("record %q has no notBefore and notAfter", r.Key())
-		}
-		return nil
 	case kindAccount:
 		v = new(ca.Credentials)
 	case kindBackoff:
 		v = new(trouble)
 	case kindHosts:
-		if _, err := parseList(r.JSON()); err != nil {
-			return fmt.Errorf("record %q: %w", r.Key(), err)
+		if _, ok := plainList(r.JSON()); ok {
+			return nil
 		}
-		return nil
+		v = new([]string)
 	case kindLimit:
 		v = new(bucket.Level)
 	case kindMoment:
@@ -544,31 +586,31 @@ func (m *Manager) merge(records []journal.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	relist := false
-	records = slices.DeleteFunc(records, func(r journal.Record) bool {
-		err := check(r)
-		if err != nil {
-			m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the cache file: %w", err)})
-		}
-		return err != nil
-	})
+	t := &taking{m: m, put: m.log.Adopt}
 	for len(records) > 0 {
-		var losers []journal.Record
-		n := certsAhead(records)
-		if n > 0 {
-			losers, _ = m.putCertsLocked(records[:n], m.log.Adopt)
-		} else if n = 1; m.winsLocked(records[0]) {
-			m.log.Adopt(records[0])
-			m.applyLocked(records[0])
-			relist = relist || records[0].Kind() == kindHosts
+		var certs certBatch
+		if certs, records = certsAhead(records); len(certs.records) > 0 {
+			t.take(certs)
+			continue
+		}
+		t.settle()
+		r := records[0]
+		records = records[1:]
+		if err := check(r); err != nil {
+			m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the cache file: %w", err)})
+		} else if m.winsLocked(r) {
+			t.put(r)
+			m.applyLocked(r)
+			relist = relist || r.Kind() == kindHosts
 		} else {
-			losers = records[:1]
+			t.losers = append(t.losers, r)
 		}
-		for _, r := range losers {
-			if ours, ok := m.log.Get(r.Kind(), r.Name()); ok && ours != r {
-				m.seq, m.dirty = m.log.Put(ours), true
-			}
+	}
+	t.end()
+	for _, r := range t.losers {
+		if ours, ok := m.log.Get(r.Kind(), r.Name()); ok && ours != r {
+			m.seq, m.dirty = m.log.Put(ours), true
 		}
-		records = records[n:]
 	}
 	if relist {
 		m.relistLocked()
@@ -628,8 +670,11 @@ func (m *Manager) keptUntilLocked(h *host) int64 {
 
 // barredLocked reports whether r is a certificate that must not come back.
 func (m *Manager) barredLocked(r journal.Record) bool {
+	if len(m.revokedHosts) == 0 || !m.revokedHosts[r.Name()] {
+		return false // nothing is decoded, of millions
+	}
 	var rec certRecord
-	if len(m.revokedHosts) == 0 || !m.revokedHosts[r.Name()] || json.Unmarshal([]byte(r.JSON()), &rec) != nil {
+	if json.Unmarshal([]byte(r.JSON()), &rec) != nil {
 		return false
 	}
 	was := m.revocations[leafHash(rec.Leaf)]

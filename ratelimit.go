@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,6 +211,7 @@ func (f *flight) wait(ctx context.Context, parked <-chan struct{}) (*tls.Certifi
 // lately. It is guarded by Manager.mu.
 type hosted struct {
 	listed   bool             // there is a list
+	onList   int              // how many hosts are on it
 	listSet  bool             // it is this process's, not the file's
 	badHosts map[string]error // entries of the list that are no hosts
 	onlyAddr string           // the one address on the list, if there is one
@@ -222,16 +224,13 @@ func (m *Manager) hostLocked(name string) *host {
 	h := m.hosts.Get(name)
 	if h == nil {
 		h = new(host)
-		m.addHostLocked(h, strings.Clone(name)) // it may be a part of something larger
+		h.init(strings.Clone(name)) // it may be a part of something larger
+		m.hosts.Set(h.name, h)
 	}
 	return h
 }
 
-// addHostLocked adds a new host.
-func (m *Manager) addHostLocked(h *host, name string) {
-	h.name, h.place.Value = name, h
-	m.hosts.Set(name, h)
-}
+func (h *host) init(name string) { h.name, h.place.Value = name, h }
 
 // The marks of a host. Both are set together when a client is served.
 const (
@@ -305,44 +304,65 @@ func (m *Manager) listLocked() journal.Record {
 // relistLocked marks the hosts that are on the list.
 func (m *Manager) relistLocked() {
 	m.badHosts, m.onlyAddr, m.onlyHost = nil, "", ""
-	hosts, addrs := 0, 0
 	list, _ := parseList(m.listLocked().JSON()) // it was checked when it came in
 	m.hosts.Grow(max(0, len(list)-m.hosts.Len()))
-	for _, s := range list {
-		h := m.hosts.Get(s) // most are canonical, and known
-		if h == nil {
-			name, err := hostname.Canonical(s)
-			if err != nil {
-				m.badHostLocked(strings.Clone(s), err)
+	hosts, addrs, stay := make([]*host, 0, len(list)), 0, 0
+	for names := range slices.Chunk(list, putBatch) {
+		for i, h := range m.hosts.GetAll(names) { // most are canonical, and known
+			if h == nil {
+				h = m.listedLocked(names[i])
+			}
+			if h == nil || h.read {
 				continue
 			}
-			h = m.hostLocked(name)
-		}
-		if h.read {
-			continue
-		}
-		h.read = true
-		m.onlyHost = h.name
-		hosts++
-		if _, ok := hostname.IsAddr(h.name); ok {
-			m.onlyAddr = h.name
-			addrs++
+			h.read = true
+			hosts = append(hosts, h)
+			if h.listed {
+				stay++
+			}
+			if _, ok := hostname.IsAddr(h.name); ok {
+				m.onlyAddr = h.name
+				addrs++
+			}
 		}
 	}
-	if hosts != 1 {
-		m.onlyHost = ""
+	if len(hosts) == 1 {
+		m.onlyHost = hosts[0].name
 	}
 	if addrs != 1 {
 		m.onlyAddr = ""
 	}
 	m.strict.Store(m.listed && !m.closed)
+	if stay < m.onList {
+		m.unlistLocked()
+	}
+	m.onList = len(hosts)
+	for _, h := range hosts {
+		if h.read = false; !h.listed {
+			h.listed = true
+			m.requeueLocked(h)
+		}
+	}
+}
+
+// listedLocked returns the host that an entry of the list is: nil if it is none.
+func (m *Manager) listedLocked(s string) *host {
+	name, err := hostname.Canonical(s)
+	if err != nil {
+		m.badHostLocked(strings.Clone(s), err)
+		return nil
+	}
+	return m.hostLocked(name)
+}
+
+// unlistLocked takes the hosts off the list that were not read of it.
+func (m *Manager) unlistLocked() {
 	for _, h := range m.hosts.All() {
-		if h.listed != h.read {
-			h.listed = h.read
+		if h.listed && !h.read {
+			h.listed = false
 			m.requeueLocked(h)
 			m.tidyLocked(h)
 		}
-		h.read = false
 	}
 }
 

@@ -135,26 +135,46 @@ func (r Record) Field(i int) (int64, bool) {
 	for ; i > 0 && fieldLen(rest) > 0; i-- {
 		rest = rest[fieldLen(rest)+1:]
 	}
-	if i > 0 {
-		return 0, false
-	}
-	v, err := strconv.ParseInt(rest[:fieldLen(rest)], 10, 64)
-	return v, err == nil
+	n, _, ok := cutField(rest)
+	return n, ok && i == 0
 }
 
 // Fields sets the numbers to those before the JSON value, and reports whether there
 // are as many.
 func (r Record) Fields(numbers ...*int64) bool {
-	rest := r.rest()
+	rest, ok := r.rest(), false
 	for _, to := range numbers {
-		n := fieldLen(rest)
-		v, err := strconv.ParseInt(rest[:n], 10, 64)
-		if err != nil {
+		if *to, rest, ok = cutField(rest); !ok {
 			return false
 		}
-		*to, rest = v, rest[n+1:]
 	}
 	return true
+}
+
+// cutField returns the number in the field that s begins with, and what follows it.
+func cutField(s string) (n int64, rest string, ok bool) {
+	for i := range len(s) {
+		digit := s[i] - '0'
+		if digit <= 9 && i < 18 {
+			n = 10*n + int64(digit)
+			continue
+		}
+		if digit <= 9 || s[i] != ' ' || i == 0 {
+			break
+		}
+		return n, s[i+1:], true
+	}
+	return cutAnyField(s)
+}
+
+// cutAnyField is cutField for those that are not just of a few digits.
+func cutAnyField(s string) (n int64, rest string, ok bool) {
+	l := fieldLen(s)
+	n, err := strconv.ParseInt(s[:l], 10, 64)
+	if err != nil {
+		return 0, s, false
+	}
+	return n, s[l+1:], true
 }
 
 // JSON returns the record's value.

@@ -13,7 +13,7 @@ import (
 // Sync, Compact or Close.
 type Options struct {
 	// Apply is given the records read from the file, in their order, the
-	// replaced ones left out, at most 1,000 at a time: all of them during
+	// replaced ones left out, some thousands at a time: all of them during
 	// Open, and later, before this process writes, those that others wrote.
 	// It calls Adopt for those it takes, or Put for what should replace them.
 	// One that it does neither for goes with the next rewriting of the file.
@@ -35,6 +35,9 @@ type Options struct {
 	// Warn is told of trouble that was survived. nil: nobody is.
 	Warn func(error)
 }
+
+// applyBatch is how many records Apply is given at a time.
+const applyBatch = 5000
 
 // A flight is one turn at the file. Its owner sets err and last, then closes
 // done; nobody writes after that.
@@ -339,17 +342,18 @@ func (l *Log) apply(fl *file, found *set, all bool) {
 	if all && fl.opts.Expect != nil {
 		fl.opts.Expect(found.places)
 	}
-	for at := 0; at < found.places; at += blockSize {
-		block := found.block(at)
-		rs := make([]Record, 0, len(block))
-		for _, r := range block {
-			if r != "" && (all || l.lacks(r)) {
-				rs = append(rs, r)
-			}
+	rs := make([]Record, 0, min(found.places, applyBatch))
+	for r := range found.all() {
+		if !all && !l.lacks(r) {
+			continue
 		}
-		if len(rs) > 0 {
+		if rs = append(rs, r); len(rs) == applyBatch {
 			apply(rs)
+			rs = make([]Record, 0, applyBatch)
 		}
+	}
+	if len(rs) > 0 {
+		apply(rs)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

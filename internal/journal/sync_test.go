@@ -406,7 +406,7 @@ func TestDamagedCopiesKeepApart(t *testing.T) {
 func TestApplySeesTheFileInOrder(t *testing.T) {
 	name := temp(t)
 	var all []Record
-	for i := range 2*blockSize + 10 {
+	for i := range 2*applyBatch + 10 {
 		all = append(all, rec(fmt.Sprintf("h%05d", i), 1))
 	}
 	all = append(all, rec("h00003", 2), Delete("host", "h00004"), rec("h00005", 2), rec("h00005", 3))
@@ -414,7 +414,7 @@ func TestApplySeesTheFileInOrder(t *testing.T) {
 	l := new(Log)
 	var got []Record
 	apply := func(rs []Record) {
-		if len(rs) == 0 || len(rs) > blockSize {
+		if len(rs) == 0 || len(rs) > applyBatch {
 			t.Errorf("Apply of %d records", len(rs))
 		}
 		got = append(got, rs...)
@@ -427,7 +427,7 @@ func TestApplySeesTheFileInOrder(t *testing.T) {
 	if !slices.Equal(got, latest(all)) {
 		t.Errorf("Apply got %d records that are not the latest %d in the file's order", len(got), len(latest(all)))
 	}
-	if _, ok := l.Get("host", "h00004"); ok || len(state(l)) != 2*blockSize+9 {
+	if _, ok := l.Get("host", "h00004"); ok || len(state(l)) != 2*applyBatch+9 {
 		t.Errorf("%d records, deleted one there: %v", len(state(l)), ok)
 	}
 }
