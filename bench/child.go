@@ -13,20 +13,46 @@ import (
 // heap or the caches as another left them. They return one or more values.
 var children = map[string]func(n int) ([]float64, error){}
 
-// inChild has a process of this program's measure something of children.
-func inChild(name string, n int) ([]float64, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(self, "-child", fmt.Sprintf("%s/%d", name, n))
-	cmd.Stderr = os.Stderr
+// inChild has a process of this program's measure something of children, in a
+// folder: "" is this one.
+func inChild(folder, name string, n int) ([]float64, error) {
+	cmd := exec.Command(self(), "-child", fmt.Sprintf("%s/%d", name, n))
+	cmd.Stderr, cmd.Dir = os.Stderr, folder
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("measuring %s in a child: %w", name, err)
 	}
 	var v []float64
 	return v, json.Unmarshal(out, &v)
+}
+
+func self() string {
+	name, err := os.Executable()
+	if err != nil {
+		panic(err) // the platform has no such thing
+	}
+	return name
+}
+
+// apart measures a figure in a process of this program, and calls each for what
+// comes out.
+func (f *figure) apart(each func(result), flags ...string) error {
+	cmd := exec.Command(self(), append(flags, "-figure", f.name, "-json")...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	for d := json.NewDecoder(out); ; {
+		var res result
+		if d.Decode(&res) != nil {
+			return cmd.Wait() // which tells why there is no more
+		}
+		each(res)
+	}
 }
 
 func beChild(arg string) {

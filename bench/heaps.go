@@ -56,7 +56,7 @@ func (r *run) heapOf(how string, who []string) (values, error) {
 	v := make(values)
 	for _, who := range who {
 		r.progress("%s%s", who, how)
-		x, err := inChild("heap "+who+how, r.n)
+		x, err := inChild("", "heap "+who+how, r.n)
 		if err != nil {
 			return nil, err
 		}

@@ -11,6 +11,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math"
@@ -103,19 +104,22 @@ func main() {
 		os.Exit(2)
 	}
 	var results []result
+	each := func(res result) {
+		results = append(results, res)
+		if *asJSON {
+			json.NewEncoder(os.Stdout).Encode(res)
+		}
+	}
 	failed := false
 	for _, f := range chosen {
-		for _, n := range f.upTo(*most) {
-			res, err := f.measure(n, *quick)
-			if err != nil {
-				fmt.Fprintf(os.Stderr, "\r\x1b[K%s %d: %v\n", f.name, n, err)
-				failed = true
-				continue
-			}
-			results = append(results, res)
-			if *asJSON {
-				json.NewEncoder(os.Stdout).Encode(res)
-			}
+		if len(chosen) > 1 { // none finds the heap as another left it
+			err = f.apart(each, "-most", fmt.Sprint(*most), fmt.Sprintf("-quick=%t", *quick))
+		} else {
+			err = f.measureAll(each, *most, *quick)
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "\r\x1b[K%s: %v\n", f.name, err)
+			failed = true
 		}
 	}
 	fmt.Fprint(os.Stderr, "\r\x1b[K")
@@ -166,6 +170,21 @@ func (f *figure) upTo(most int) []int {
 		sizes = append(sizes, min(n, most))
 	}
 	return slices.Compact(sizes)
+}
+
+// measureAll measures the figure with as many hosts as it is about, each number of
+// them whatever becomes of the others.
+func (f *figure) measureAll(each func(result), most int, quick bool) error {
+	var errs []error
+	for _, n := range f.upTo(most) {
+		res, err := f.measure(n, quick)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", count(n), err))
+			continue
+		}
+		each(res)
+	}
+	return errors.Join(errs...)
 }
 
 func (f *figure) measure(n int, quick bool) (result, error) {

@@ -146,7 +146,7 @@ func runRefusalNew(r *run) (values, error) {
 			n = min(n, 20)
 		}
 		r.progress("%s", who)
-		c, err := inChild("refusalnew "+who, n)
+		c, err := inChild("", "refusalnew "+who, n)
 		if err != nil {
 			return nil, err
 		}

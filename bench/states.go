@@ -148,19 +148,15 @@ func checkLines(data []byte) error {
 	return nil
 }
 
-// timeStart starts a Manager whose file was just read, so that it is in the
-// machine's memory, up to the end of a handshake.
+// timeStart starts Managers whose file was just written, so that it is in the
+// machine's memory, up to the end of a handshake, each in a new process.
 func timeStart(r *run) (v values, err error) {
 	err = r.inFolder(func(folder string) error {
 		r.progress("writing the file")
-		file := filepath.Join(folder, "letsencrypt.cache")
-		if err := writeFile(file, r.n); err != nil {
+		if err := writeFile(filepath.Join(folder, cacheFile), r.n); err != nil {
 			return err
 		}
-		took, err := r.byTurns(9,
-			func() (time.Duration, error) { return timeRead(file) },
-			func() (time.Duration, error) { return timeFirstServed(file, name(r.n/2)) },
-		)
+		took, err := r.byTurns(9, r.timeInChild(folder, "start "+floor), r.timeInChild(folder, "start "+ours))
 		if err != nil {
 			return err
 		}
@@ -207,9 +203,29 @@ func (r *run) timeLoading(folder string, v values) error {
 	return nil
 }
 
-func timeRead(file string) (time.Duration, error) {
+const cacheFile = "letsencrypt.cache" // in a child's folder
+
+func init() {
+	children["start "+floor] = func(int) ([]float64, error) { return inSeconds(timeRead()) }
+	children["start "+ours] = func(n int) ([]float64, error) { return inSeconds(timeFirstServed(name(n / 2))) }
+}
+
+func inSeconds(d time.Duration, err error) ([]float64, error) { return []float64{d.Seconds()}, err }
+
+// timeInChild has a new process measure its start.
+func (r *run) timeInChild(folder, child string) func() (time.Duration, error) {
+	return func() (time.Duration, error) {
+		v, err := inChild(folder, child, r.n)
+		if err != nil {
+			return 0, err
+		}
+		return time.Duration(v[0] * float64(time.Second)), nil
+	}
+}
+
+func timeRead() (time.Duration, error) {
 	began := time.Now()
-	data, err := os.ReadFile(file)
+	data, err := os.ReadFile(cacheFile)
 	if err != nil {
 		return 0, err
 	}
@@ -217,11 +233,11 @@ func timeRead(file string) (time.Duration, error) {
 	return time.Since(began), err
 }
 
-func timeFirstServed(file, host string) (time.Duration, error) {
+func timeFirstServed(host string) (time.Duration, error) {
 	s := newOurs()
 	defer s.stop()
 	began := time.Now()
-	if err := s.ours.CacheFile(file); err != nil {
+	if err := s.ours.CacheFile(cacheFile); err != nil {
 		return 0, err
 	}
 	err := handshake(s.ours.TLSConfig(), host)
