@@ -96,15 +96,10 @@ func (s *Set) Levels() map[string]Level {
 	return levels
 }
 
-// Take is shorthand for TakeAt(time.Now(), names...).
-func (s *Set) Take(names ...string) (retry time.Time, ok bool) {
-	return s.TakeAt(time.Now(), names...)
-}
-
-// TakeAt takes a token from each of the named buckets, all or none. If it takes
+// Take takes a token from each of the named buckets, all or none. If it takes
 // none it returns when there will be one in each, zero if never.
-func (s *Set) TakeAt(now time.Time, names ...string) (retry time.Time, ok bool) {
-	if retry, ok = s.ReadyAt(now, 1, names...); !ok {
+func (s *Set) Take(now time.Time, names ...string) (retry time.Time, ok bool) {
+	if retry, ok = s.Ready(now, 1, names...); !ok {
 		return retry, false
 	}
 	for _, name := range names {
@@ -116,15 +111,10 @@ func (s *Set) TakeAt(now time.Time, names ...string) (retry time.Time, ok bool) 
 	return time.Time{}, true
 }
 
-// Ready is shorthand for ReadyAt(time.Now(), n, names...).
-func (s *Set) Ready(n int, names ...string) (retry time.Time, ok bool) {
-	return s.ReadyAt(time.Now(), n, names...)
-}
-
-// ReadyAt reports whether there are n tokens in each of the named buckets now. If
+// Ready reports whether there are n tokens in each of the named buckets now. If
 // not it returns when there will be, zero if never. That is not remembered: the
 // limiters are the program's, which may change their rates or give tokens back.
-func (s *Set) ReadyAt(now time.Time, n int, names ...string) (retry time.Time, ok bool) {
+func (s *Set) Ready(now time.Time, n int, names ...string) (retry time.Time, ok bool) {
 	now = s.at(now)
 	var wait time.Duration
 	for _, name := range names {

@@ -12,7 +12,7 @@ func set(lims map[string]*rate.Limiter) *Set { return &Set{Buckets: lims} }
 
 func takeAll(s *Set, names ...string) (n int, retry time.Time) {
 	for {
-		retry, ok := s.Take(names...)
+		retry, ok := s.Take(time.Now(), names...)
 		if !ok {
 			return n, retry
 		}
@@ -65,7 +65,7 @@ func TestBucketsOfAllKinds(t *testing.T) {
 		} {
 			s, got := set(map[string]*rate.Limiter{"a": tt.lim}), 0
 			for range 100 {
-				retry, ok := s.Take("a")
+				retry, ok := s.Take(time.Now(), "a")
 				if ok {
 					got++
 				} else if !retry.IsZero() {
@@ -171,7 +171,7 @@ func TestReady(t *testing.T) {
 			{"none ever of one", map[string]*rate.Limiter{"a": minutely(), "b": rate.NewLimiter(0, 0)}, 8, never},
 			{"in three hundred years", map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Hour), 1)}, 24 * 365 * 300, never},
 		} {
-			retry, ok := set(tt.lims).Ready(tt.n, "a", "b")
+			retry, ok := set(tt.lims).Ready(time.Now(), tt.n, "a", "b")
 			switch {
 			case ok != (tt.want == 0) || (ok || tt.want == never) != retry.IsZero():
 				t.Errorf("%s: Ready(%d) = %v, %v, want true: %v", tt.name, tt.n, retry, ok, tt.want == 0)
@@ -202,28 +202,28 @@ func TestReadySeesWhatTheProgramDoes(t *testing.T) {
 		s := set(map[string]*rate.Limiter{"a": lim})
 		lim.AllowN(now, 4)
 		last := lim.ReserveN(now.Add(time.Nanosecond), 1) // one is given back only before it is due
-		s.ReadyAt(now, 1, "a")
+		s.Ready(now, 1, "a")
 		tt.do(lim, last)
-		retry, ok := s.ReadyAt(now, 1, "a")
+		retry, ok := s.Ready(now, 1, "a")
 		switch {
 		case ok != (tt.want == 0) || retry.IsZero() != (tt.want <= 0):
-			t.Errorf("%s: ReadyAt = %v, %v, want true: %v", tt.name, retry, ok, tt.want == 0)
+			t.Errorf("%s: Ready = %v, %v, want true: %v", tt.name, retry, ok, tt.want == 0)
 		case tt.want > 0 && retry.Sub(now).Round(time.Second) != tt.want:
-			t.Errorf("%s: ReadyAt tells to come in %v, want %v", tt.name, retry.Sub(now), tt.want)
+			t.Errorf("%s: Ready tells to come in %v, want %v", tt.name, retry.Sub(now), tt.want)
 		}
 	}
 }
 
-func TestReadyAtATimeOfThePast(t *testing.T) {
+func TestReadyATimeOfThePast(t *testing.T) {
 	now := time.Now()
 	s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 5)})
-	want, _ := s.ReadyAt(now, 6, "a")
-	if got, ok := s.ReadyAt(now.Add(-time.Hour), 6, "a"); ok || !got.Equal(want) {
-		t.Errorf("ReadyAt an hour before = %v, %v, want %v as now", got, ok, want)
+	want, _ := s.Ready(now, 6, "a")
+	if got, ok := s.Ready(now.Add(-time.Hour), 6, "a"); ok || !got.Equal(want) {
+		t.Errorf("Ready an hour before = %v, %v, want %v as now", got, ok, want)
 	}
 	early := now.Add(-2 * maxAhead)
-	if got, ok := s.ReadyAt(early, 6, "a"); ok || got.Sub(early).Round(time.Second) != time.Minute {
-		t.Errorf("ReadyAt two days before = %v, %v, want a minute later: the clock was wrong", got, ok)
+	if got, ok := s.Ready(early, 6, "a"); ok || got.Sub(early).Round(time.Second) != time.Minute {
+		t.Errorf("Ready two days before = %v, %v, want a minute later: the clock was wrong", got, ok)
 	}
 }
 
@@ -231,7 +231,7 @@ func TestReadyTakesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 20)})
 		for range 100 {
-			s.Ready(20, "a")
+			s.Ready(time.Now(), 20, "a")
 		}
 		if n, _ := takeAll(s, "a"); n != 20 {
 			t.Errorf("took %d tokens after Ready, want 20", n)
@@ -239,13 +239,13 @@ func TestReadyTakesNothing(t *testing.T) {
 	})
 }
 
-func BenchmarkReadyAt(b *testing.B) {
+func BenchmarkReady(b *testing.B) {
 	now := time.Now()
 	s := set(map[string]*rate.Limiter{"a": rate.NewLimiter(rate.Every(time.Minute), 20), "b": rate.NewLimiter(rate.Every(time.Hour), 20)})
 	takeAll(s, "a", "b")
 	now = now.Add(time.Second)
 	b.ReportAllocs()
 	for b.Loop() {
-		s.ReadyAt(now, 1, "a", "b")
+		s.Ready(now, 1, "a", "b")
 	}
 }

@@ -119,16 +119,11 @@ func (s *Answers) Any() bool { return s.pending.Load() > 0 }
 // TLSALPN returns the certificate that answers a validation of the host, nil
 // if none is pending.
 func (s *Answers) TLSALPN(host string) *tls.Certificate {
-	return s.TLSALPNBytes([]byte(host))
-}
-
-// TLSALPNBytes is TLSALPN for a host that is in a buffer.
-func (s *Answers) TLSALPNBytes(host []byte) *tls.Certificate {
 	if !s.Any() {
 		return nil
 	}
 	s.mu.RLock()
-	a := s.tls[string(host)]
+	a := s.tls[host]
 	s.mu.RUnlock()
 	if a == nil {
 		return nil

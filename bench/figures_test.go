@@ -3,30 +3,28 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/time/rate"
 )
 
-// TestFiguresOnDisk is TestFiguresInMemory for what needs a disk, a CA or the go
-// command.
-func TestFiguresOnDisk(t *testing.T) {
-	for _, f := range slices.Concat(states, orders, builds) {
+// TestFigures sees that every figure comes out, whatever its value.
+func TestFigures(t *testing.T) {
+	for _, f := range figures {
 		t.Run(f.name, func(t *testing.T) {
-			n := f.upTo(100)[0]
-			r := &run{figure: f, n: n, quick: true}
-			v, err := f.run(r)
-			if err != nil {
-				t.Fatalf("%s of %d: %v", f.name, n, err)
+			var all []result
+			if err := f.measureAll(func(res result) { all = append(all, res) }, 100, true); err != nil {
+				t.Fatal(err)
 			}
-			if v[ours] <= 0 {
-				t.Errorf("%s of %d: ours = %v, want more than 0", f.name, n, v[ours])
+			for _, res := range all {
+				if res.Values[ours] <= 0 {
+					t.Errorf("%s of %d: ours = %v, want more than 0", f.name, res.N, res.Values[ours])
+				}
 			}
-			f.met(v) // it may be false, so early
 		})
 	}
+	unload()
 }
 
 func TestCheckLines(t *testing.T) {
