@@ -246,7 +246,8 @@ type Manager struct {
 	strict  atomic.Bool // there is a list, so that a name that is not in hosts is refused unless Allow is set
 	log     journal.Log // the state as records
 	hosts   table.Table[host]
-	own     owned.Set // the program's own certificates
+	wild    atomic.Bool // one of them is a wildcard, or was
+	own     owned.Set   // the program's own certificates
 	answers challenge.Answers
 	others  challenge.Elsewhere // the other members' answers
 	solver  challenge.DNS

@@ -492,7 +492,7 @@ func (m *Manager) hostsLocked(names []string) []*host {
 		at := kept.Len()
 		kept.WriteString(name)
 		own[i], hosts[i], made = kept.String()[at:], &made[0], made[1:]
-		hosts[i].init(own[i])
+		m.nameHost(hosts[i], own[i])
 	}
 	m.hosts.AddAll(own, hosts) // one name may be there twice
 	return hosts

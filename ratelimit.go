@@ -142,9 +142,9 @@ func (m *Manager) levelRecordsLocked() []journal.Record {
 // returns when there will be one, zero if never.
 func (m *Manager) takeLocked(now time.Time, unseenHost bool) (retry time.Time, ok bool) {
 	if unseenHost {
-		return m.buckets.TakeAt(now, bucketAll, bucketNew)
+		return m.buckets.Take(now, bucketAll, bucketNew)
 	}
-	return m.buckets.TakeAt(now, bucketAll)
+	return m.buckets.Take(now, bucketAll)
 }
 
 // takeNowLocked takes a token for a client that will not wait for one. While a
@@ -224,13 +224,19 @@ func (m *Manager) hostLocked(name string) *host {
 	h := m.hosts.Get(name)
 	if h == nil {
 		h = new(host)
-		h.init(strings.Clone(name)) // it may be a part of something larger
+		m.nameHost(h, strings.Clone(name)) // it may be a part of something larger
 		m.hosts.Set(h.name, h)
 	}
 	return h
 }
 
-func (h *host) init(name string) { h.name, h.place.Value = name, h }
+// nameHost makes a new host ready to be added.
+func (m *Manager) nameHost(h *host, name string) {
+	h.name, h.place.Value = name, h
+	if isWildcard(name) {
+		m.wild.Store(true)
+	}
+}
 
 // The marks of a host. Both are set together when a client is served.
 const (
@@ -379,6 +385,9 @@ func isWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 // coverLocked returns the wildcard that serves a name which the program did not
 // name itself, or else the name.
 func (m *Manager) coverLocked(name string) string {
+	if !m.wild.Load() {
+		return name
+	}
 	if h := m.hosts.Get(name); h != nil && (h.listed || h.managed) {
 		return name
 	}
@@ -532,7 +541,7 @@ func (m *Manager) hindrance(f *flight) error {
 	if !f.owing {
 		return nil
 	}
-	retry, ok := m.buckets.Ready(1, m.tollLocked(f)...)
+	retry, ok := m.buckets.Ready(now, 1, m.tollLocked(f)...)
 	if m.renewals.Len() > 0 { // which go first
 		retry, ok = now.Add(time.Minute), false
 	}
@@ -1553,7 +1562,7 @@ func (m *Manager) launchableLocked(f *flight) (retry time.Time, ok bool) {
 	if m.Storage == nil {
 		return m.takeLocked(time.Now(), false)
 	}
-	if retry, ok = m.buckets.Ready(m.pledges+1, bucketAll); ok {
+	if retry, ok = m.buckets.Ready(time.Now(), m.pledges+1, bucketAll); ok {
 		f.pledged = true
 		m.pledges++
 	}

@@ -108,7 +108,7 @@ func (m *Manager) spelled(name string) (h *host, canonical string) {
 	} else {
 		canonical = string(b)
 	}
-	if dot := bytes.IndexByte(b, '.'); dot > 0 {
+	if dot := bytes.IndexByte(b, '.'); dot > 0 && m.wild.Load() {
 		b[dot-1] = '*'
 		h = m.hosts.GetBytes(b[dot-1:])
 	}
@@ -150,8 +150,9 @@ func (m *Manager) certificate(ctx context.Context, name string, hello *tls.Clien
 	if cert := m.live(m.hosts.Get(name)); cert != nil {
 		return cert, false, nil
 	}
-	var buf [hostname.MaxLen + len("*.")]byte
-	if wild, ok := hostname.AppendWildcard(buf[:0], name); ok {
+	if m.wild.Load() {
+		var buf [hostname.MaxLen + len("*.")]byte
+		wild, _ := hostname.AppendWildcard(buf[:0], name)
 		if cert := m.live(m.hosts.GetBytes(wild)); cert != nil {
 			return cert, false, nil
 		}
