@@ -1,0 +1,5 @@
+package platforms
+
+import "syscall"
+
+var _ = syscall.Kill // which Windows has not
