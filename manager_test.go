@@ -3087,11 +3087,17 @@ func TestRefusalsTakeNoMemory(t *testing.T) {
 // and so on, and the list of them. No CA is asked, for lack of any.
 func managerOf(t testing.TB, n int) *letsencrypt.Manager {
 	t.Helper()
-	m := &letsencrypt.Manager{Logger: slog.New(slog.DiscardHandler)}
-	m.CAs = []letsencrypt.CA{{Directory: "https://127.0.0.1:1/dir", Client: &http.Client{Transport: noNetwork{}}}}
+	m := offline(t)
 	if err := m.Unmarshal(blobOf(t, n)); err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// offline returns a Manager that reaches no CA.
+func offline(t testing.TB) *letsencrypt.Manager {
+	m := &letsencrypt.Manager{Logger: slog.New(slog.DiscardHandler)}
+	m.CAs = []letsencrypt.CA{{Directory: "https://127.0.0.1:1/dir", Client: &http.Client{Transport: noNetwork{}}}}
 	t.Cleanup(func() { m.Shutdown(context.Background()) })
 	return m
 }
@@ -3331,17 +3337,66 @@ func BenchmarkGetCertificateParallel(b *testing.B) {
 	})
 }
 
+func BenchmarkGetCertificateSpelled(b *testing.B) {
+	for _, name := range []string{"H500.Example.COM", "h500.example.com."} {
+		b.Run(name, func(b *testing.B) {
+			m := managerOf(b, 1000)
+			hello := &tls.ClientHelloInfo{ServerName: name}
+			m.GetCertificate(hello)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := m.GetCertificate(hello); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkGetCertificateBesideUnmarshal(b *testing.B) {
+	m, blob := managerOf(b, 10_000), blobOf(b, 10_000)
+	hello := &tls.ClientHelloInfo{ServerName: "h5000.example.com"}
+	m.GetCertificate(hello)
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				m.Unmarshal(blob)
+			}
+		}
+	})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := m.GetCertificate(hello); err != nil {
+			b.Fatal(err)
+		}
+	}
+	close(stop)
+	writer.Wait()
+}
+
 func BenchmarkRefusal(b *testing.B) {
+	listed := func(b *testing.B) *letsencrypt.Manager { return managerOf(b, 1000) }
 	for _, bm := range []struct {
-		name  string
-		hello tls.ClientHelloInfo
+		name    string
+		manager func(b *testing.B) *letsencrypt.Manager
+		hello   tls.ClientHelloInfo
 	}{
-		{"unlisted", tls.ClientHelloInfo{ServerName: "unlisted.example.com"}},
-		{"noValidation", tls.ClientHelloInfo{ServerName: "h0.example.com", SupportedProtos: []string{"acme-tls/1"}}},
-		{"nonsense", tls.ClientHelloInfo{ServerName: "a..b"}},
+		{"unlisted", listed, tls.ClientHelloInfo{ServerName: "unlisted.example.com"}},
+		{"noValidation", listed, tls.ClientHelloInfo{ServerName: "h0.example.com", SupportedProtos: []string{"acme-tls/1"}}},
+		{"nonsense", listed, tls.ClientHelloInfo{ServerName: "a..b"}},
+		{"newHostLimit", func(b *testing.B) *letsencrypt.Manager {
+			m := offline(b)
+			m.NewHostLimit = rate.NewLimiter(0, 0)
+			return m
+		}, tls.ClientHelloInfo{ServerName: "new.example.com"}},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
-			m := managerOf(b, 1000)
+			m := bm.manager(b)
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := m.GetCertificate(&bm.hello); err == nil {
@@ -3369,6 +3424,32 @@ func BenchmarkUnmarshal(b *testing.B) {
 		if err := m.Unmarshal(blob); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkCacheFile starts with the file that another process left, up to the
+// first certificate.
+func BenchmarkCacheFile(b *testing.B) {
+	blob := blobOf(b, 10_000)
+	file := filepath.Join(b.TempDir(), "letsencrypt.cache")
+	if err := os.WriteFile(file, []byte(blob), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(blob)))
+	b.ReportAllocs()
+	for b.Loop() {
+		m := offline(b)
+		if err := m.CacheFile(file); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: "h5000.example.com"}); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := m.Shutdown(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
 	}
 }
 

@@ -30,9 +30,10 @@
 // nothing tells a record that was deleted from one that was lost, and nothing
 // is to be lost.
 //
-// Work is done by those who wait for it, but for what nobody waits for: a file
-// that is mostly dead is rewritten by a goroutine, of which there is one at most,
-// and [Log.Close] ends it.
+// Work is done by those who wait for it, who have goroutines help with what is
+// large: those end first. What nobody waits for, the rewriting of a file that is
+// mostly dead, is done by a goroutine, of which there is one at most, and
+// [Log.Close] ends it.
 package journal
 
 import (
