@@ -34,10 +34,14 @@ func self() string {
 	return name
 }
 
-// apart measures a figure in a process of this program, and calls each for what
+// apart measures figures in a process of this program, and calls each for what
 // comes out.
-func (f *figure) apart(each func(result), flags ...string) error {
-	cmd := exec.Command(self(), append(flags, "-figure", f.name, "-json")...)
+func apart(figures []*figure, each func(result), flags ...string) error {
+	var names []string
+	for _, f := range figures {
+		names = append(names, f.name)
+	}
+	cmd := exec.Command(self(), append(flags, "-here", "-json", "-figure", strings.Join(names, ","))...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

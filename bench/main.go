@@ -92,6 +92,7 @@ func main() {
 	quick := flag.Bool("quick", false, "only show that everything works")
 	asJSON := flag.Bool("json", false, "print a JSON object a line in place of the table")
 	child := flag.String("child", "", "") // see inChild
+	here := flag.Bool("here", false, "")  // see apart
 	flag.Usage = usage
 	flag.Parse()
 	if *child != "" {
@@ -111,16 +112,19 @@ func main() {
 		}
 	}
 	failed := false
-	for _, f := range chosen {
-		if len(chosen) > 1 { // none finds the heap as another left it
-			err = f.apart(each, "-most", fmt.Sprint(*most), fmt.Sprintf("-quick=%t", *quick))
-		} else {
+	for len(chosen) > 0 {
+		f, n := chosen[0], 1
+		if *here {
 			err = f.measureAll(each, *most, *quick)
+		} else {
+			n = together(chosen)
+			err = apart(chosen[:n], each, "-most", fmt.Sprint(*most), fmt.Sprintf("-quick=%t", *quick))
 		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "\r\x1b[K%s: %v\n", f.name, err)
 			failed = true
 		}
+		chosen = chosen[n:]
 	}
 	fmt.Fprint(os.Stderr, "\r\x1b[K")
 	if !*asJSON {
@@ -170,6 +174,17 @@ func (f *figure) upTo(most int) []int {
 		sizes = append(sizes, min(n, most))
 	}
 	return slices.Compact(sizes)
+}
+
+// together returns how many figures from the first are measured in one process:
+// what these look up takes minutes to load. The others are to find no heap as
+// another left it.
+func together(figures []*figure) int {
+	n := 0
+	for n < len(figures) && slices.Contains(lookups, figures[n]) {
+		n++
+	}
+	return max(n, 1)
 }
 
 // measureAll measures the figure with as many hosts as it is about, each number of
