@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -246,14 +247,22 @@ func (fl *file) read() (found *set, damaged int, err error) {
 		return found, 0, err
 	}
 	size := fi.Size() - fl.end
-	pieces := make(chan chan piece, 1)
-	go readPieces(io.NewSectionReader(fl.f, fl.end, size), pieces)
-	var end string // what follows the last newline
+	pieces := make(chan chan piece, runtime.GOMAXPROCS(0))
+	go readPieces(fl.f, fl.end, size, pieces)
+	var line []byte // the one that goes on in the next piece
 	for ahead := range pieces {
 		p := <-ahead
-		if err = p.err; err != nil {
-			found, damaged = new(set), 0
-			continue // that was the last
+		if err = cmp.Or(err, p.err); err != nil {
+			continue // till all are read
+		}
+		line = append(line, p.first...)
+		if p.ends {
+			if r, err := parse(string(line)); err == nil {
+				found.push(r)
+			} else if len(line) > 0 {
+				damaged++
+			}
+			line = append(line[:0], p.last...)
 		}
 		damaged += p.damaged
 		for _, r := range p.records {
@@ -263,54 +272,53 @@ func (fl *file) read() (found *set, damaged int, err error) {
 			found.reserve(int(float64(found.places) * float64(size) / float64(p.size)))
 		}
 		found.read += p.size
-		end = p.rest
 	}
 	if err != nil {
-		return found, damaged, err
+		return new(set), 0, err
 	}
-	fl.end, fl.ragged = fl.end+found.read-int64(len(end)), false
-	if r, ok := fl.tornLine(end); ok {
+	fl.end, fl.ragged = fl.end+found.read-int64(len(line)), false
+	if r, ok := fl.tornLine(string(line)); ok {
 		found.push(r)
 	}
 	return found, damaged, nil
 }
 
-// A piece is the next lines of a file, or the error that kept us from them.
+// A piece is what stands in a part of a file, which may begin and end within a
+// line, or the error that kept us from it.
 type piece struct {
-	split
-	rest string // the beginning of a line that the next piece begins with
-	size int64  // bytes read for this
+	split              // of the lines between
+	first, last string // of the lines at both ends
+	ends        bool   // the first does; else there is no other
+	size        int64  // bytes read
 }
 
-// readPieces reads ahead and has what it read parsed, while its caller does what
-// is to be done in order, and closes pieces when there is no more. The pieces are
-// in buffers that nobody writes to again.
-func readPieces(r *io.SectionReader, pieces chan<- chan piece) {
+// readPieces has the file read from an offset, and parsed, by several goroutines
+// while its caller does what is to be done in order. It closes pieces when there is
+// no more.
+func readPieces(r io.ReaderAt, from, size int64, pieces chan<- chan piece) {
 	defer close(pieces)
-	left, rest := r.Size(), ""
-	for left > 0 {
-		// One line may be longer than a buffer: doubling it copies no byte often.
-		buf := make([]byte, min(int64(max(readBuffer, 2*len(rest))), int64(len(rest))+left))
-		n := copy(buf, rest)
-		m, err := io.ReadFull(r, buf[n:])
-		if err == io.EOF {
-			return // somebody cut the file
-		}
+	for at := int64(0); at < size; at += readBuffer {
 		next := make(chan piece, 1)
 		pieces <- next
-		if err != nil && err != io.ErrUnexpectedEOF {
-			next <- piece{split: split{err: err}}
-			return
-		}
-		left -= int64(m)
-		text := unsafe.String(unsafe.SliceData(buf), n+m)
-		at := strings.LastIndexByte(text, '\n') + 1
-		rest = text[at:]
-		go func(p piece, lines string) {
-			p.split = splitPiece(lines, nil)
-			next <- p
-		}(piece{rest: rest, size: int64(m)}, text[:at])
+		go func() { next <- readPiece(io.NewSectionReader(r, from+at, min(readBuffer, size-at))) }()
 	}
+}
+
+// readPiece reads a piece into a buffer that nobody writes to again. It has less
+// than it should if somebody cut the file.
+func readPiece(r *io.SectionReader) (p piece) {
+	buf := make([]byte, r.Size())
+	n, err := io.ReadFull(r, buf)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		p.err = err
+		return p
+	}
+	p.size = int64(n)
+	var lines string
+	p.first, lines, p.ends = strings.Cut(unsafe.String(unsafe.SliceData(buf), n), "\n")
+	end := strings.LastIndexByte(lines, '\n') + 1
+	p.split, p.last = splitPiece(lines[:end], nil), lines[end:]
+	return p
 }
 
 // tornLine deals with a last line that has no newline: it is cut off, unless
