@@ -464,10 +464,13 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if challenge.IsValidation(hello) {
 		return m.validation(hello)
 	}
-	if leaf, err := m.atOnce(hello.ServerName); leaf != nil || err != nil {
+	leaf, name, err := m.atOnce(hello.ServerName)
+	if leaf != nil || err != nil {
 		return leaf, err
 	}
-	name, err := m.helloName(hello)
+	if name == "" {
+		name, err = m.helloName(hello)
+	}
 	if err != nil {
 		return nil, &handshakeError{&HostError{Host: quote(hello.ServerName), Err: fmt.Errorf("%w: %w", ErrHostNotAllowed, err)}}
 	}

@@ -410,15 +410,14 @@ type taking struct {
 	inUse   []*host          // whose certificates clients were given before
 }
 
-// take takes over those that outlive ours.
+// take takes over those that outlive ours. It has b's memory hold what it keeps.
 func (t *taking) take(b certBatch) {
-	n := len(b.records)
-	records, lives := make([]journal.Record, 0, n), make([]life, 0, n)
+	records, lives := b.records[:0], b.lives[:0]
 	for i, h := range t.m.hostsLocked(b.names) {
 		if h.read { // there are two for it
 			t.begin(records, lives)
 			t.settle()
-			records, lives = make([]journal.Record, 0, n), make([]life, 0, n)
+			records, lives = records[len(records):], lives[len(lives):]
 		}
 		l := b.lives[i]
 		if l.host = h; t.m.barredLocked(b.records[i]) || l.notAfter <= t.m.keptUntilLocked(h) {
@@ -469,7 +468,8 @@ func (m *Manager) readAhead(hosts []*host) {
 }
 
 // hostsLocked returns the hosts of these names. Those that are made are made
-// together, and so are the names they keep: what names share memory with goes.
+// together, and so are their names, which take the place of those given: what
+// these share memory with goes.
 func (m *Manager) hostsLocked(names []string) []*host {
 	hosts, size, missing := m.hosts.GetAll(names), 0, 0
 	for i, h := range hosts {
@@ -482,7 +482,6 @@ func (m *Manager) hostsLocked(names []string) []*host {
 		return hosts
 	}
 	made := make([]host, missing)
-	own := slices.Clone(names)
 	var kept strings.Builder
 	kept.Grow(size)
 	for i, name := range names {
@@ -491,10 +490,10 @@ func (m *Manager) hostsLocked(names []string) []*host {
 		}
 		at := kept.Len()
 		kept.WriteString(name)
-		own[i], hosts[i], made = kept.String()[at:], &made[0], made[1:]
-		m.nameHost(hosts[i], own[i])
+		names[i], hosts[i], made = kept.String()[at:], &made[0], made[1:]
+		m.nameHost(hosts[i], names[i])
 	}
-	m.hosts.AddAll(own, hosts) // one name may be there twice
+	m.hosts.AddAll(names, hosts) // one name may be there twice
 	return hosts
 }
 

@@ -719,8 +719,8 @@ var errPaused = errors.New("not asked for now")
 // one that claims to, and all others wait for what becomes of it. A nil f asks
 // for a flight to come.
 func (m *Manager) admitLocked(a *authority, h *host, f *flight, now time.Time) (until time.Time, err error) {
-	p := m.pauses[a.Directory]
-	switch {
+	switch p, ok := m.pauses[a.Directory]; {
+	case !ok:
 	case now.Before(believe(p.Until, p.Noted, now)):
 		return p.Until, &pausedError{p.Error}
 	case p.Failures > 0 && a.prober != nil && a.prober != f:

@@ -73,22 +73,23 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 
 // atOnce returns what there is to say to a client without a lock, a clock or a wait:
 // the certificate if one has asked for it before, or an error if the name is not on
-// the list. Otherwise it returns neither.
-func (m *Manager) atOnce(name string) (*tls.Certificate, error) {
+// the list. Otherwise it returns neither, and the name as it would be kept unless it
+// is a host's, or no name.
+func (m *Manager) atOnce(name string) (leaf *tls.Certificate, canonical string, err error) {
 	if m.own.Any() {
-		return nil, nil
+		return nil, "", nil
 	}
-	h, canonical := m.hosts.Get(name), ""
+	h := m.hosts.Get(name)
 	if h == nil {
 		h, canonical = m.spelled(name)
 	}
 	if leaf := h.ready(); leaf != nil {
-		return leaf, nil
+		return leaf, "", nil
 	}
 	if h == nil && m.strict.Load() && m.Allow == nil && name != "" {
-		return nil, m.refuse(name, canonical)
+		return nil, "", m.refuse(name, canonical)
 	}
-	return nil, nil
+	return nil, canonical, nil
 }
 
 // spelled returns the host that a client means by a name that is not in the
