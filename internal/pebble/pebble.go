@@ -88,7 +88,7 @@ type Server struct {
 	flushes chan struct{} // holds the one flush that runs
 
 	child     *child
-	turnstile turnstile // for the proxies
+	turnstile turnstile // of proxies and clients
 	proxies   []*Proxy
 }
 
@@ -215,7 +215,7 @@ func (s *Server) DNS() *DNS { return s.dns }
 // Client returns a new HTTP client that trusts the certificate of Pebble's
 // API, and of its proxies. All the clients of a Server share connections.
 func (s *Server) Client() *http.Client {
-	return &http.Client{Transport: s.transport}
+	return &http.Client{Transport: guarded{s}}
 }
 
 // APICert returns, in PEM, the certificate that Client trusts, for a client

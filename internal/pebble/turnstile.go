@@ -12,17 +12,37 @@ import (
 // and waits for the store's.
 type turnstile struct{ orders sync.RWMutex }
 
+// enter returns when a request for a path may be made, and what to call when it was
+// answered.
+func (s *turnstile) enter(path string) (leave func()) {
+	switch endpointOf(path) {
+	case NewOrder:
+		s.orders.Lock()
+		return s.orders.Unlock
+	case Authz:
+		s.orders.RLock()
+		return s.orders.RUnlock
+	}
+	return func() {}
+}
+
 // before returns a handler that passes requests on to ca when they may.
 func (s *turnstile) before(ca http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch endpointOf(r.URL.Path) {
-		case NewOrder:
-			s.orders.Lock()
-			defer s.orders.Unlock()
-		case Authz:
-			s.orders.RLock()
-			defer s.orders.RUnlock()
-		}
+		defer s.enter(r.URL.Path)()
 		ca.ServeHTTP(w, r)
 	})
 }
+
+// A guarded transport makes requests to Pebble itself when they may be made. A
+// proxy sees to that itself.
+type guarded struct{ s *Server }
+
+func (g guarded) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Host == loopback(g.s.ports.api()) {
+		defer g.s.turnstile.enter(r.URL.Path)()
+	}
+	return g.s.transport.RoundTrip(r)
+}
+
+func (g guarded) CloseIdleConnections() { g.s.transport.CloseIdleConnections() }
