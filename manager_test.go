@@ -3205,6 +3205,51 @@ func TestBlobWithSeveralRecordsOfAHost(t *testing.T) {
 	}
 }
 
+// TestUnmarshalOfMixedKinds is of what a file has that others were appended to: no
+// two certificates one behind the other.
+func TestUnmarshalOfMixedKinds(t *testing.T) {
+	const n = 2000
+	records, _, err := journal.Split(blobOf(t, n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("letsencrypt 1\n")
+	for _, r := range records {
+		b.WriteString(string(r) + "\n")
+		if r.Kind() == "cert" {
+			b.WriteString(string(journal.Format("ari", r.Name(), nil, []byte(`{"id":"x"}`))) + "\n")
+		}
+	}
+	m := offline(t)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := m.Unmarshal(b.String()); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if per := (after.TotalAlloc - before.TotalAlloc) / n; per > 5000 {
+		t.Errorf("Unmarshal allocates %d bytes a host, want 5000 at most", per)
+	}
+	for i := range n {
+		if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: fmt.Sprintf("h%d.example.com", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDeletionLeavesNoHost is of records that delete what this process never had.
+func TestDeletionLeavesNoHost(t *testing.T) {
+	m := offline(t)
+	blob := "letsencrypt 1\n" + string(journal.Delete("cert", "a.example.com")) + "\n" + string(journal.Delete("backoff", "b.example.com"))
+	if err := m.Unmarshal(blob); err != nil {
+		t.Fatal(err)
+	}
+	if st := m.Status(); len(st) != 0 {
+		t.Errorf("Status() = %v, want none", st)
+	}
+}
+
 // TestListThatStaysKnowsNewHosts has a blob with the list that there is bring
 // certificates for hosts that are not on it.
 func TestListThatStaysKnowsNewHosts(t *testing.T) {

@@ -330,7 +330,7 @@ func (m *Manager) Unmarshal(enc string) error {
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
 		for len(records) > 0 {
 			var certs certBatch
-			if certs, records = certsAhead(records); len(certs.records) > 0 {
+			if certs, records = t.next(records); len(certs.records) > 0 {
 				t.take(certs)
 				continue
 			}
@@ -381,24 +381,6 @@ type life struct {
 	notBefore, notAfter int64
 }
 
-// certsAhead returns the certificates that records begin with, up to as many as
-// are taken over in one go, and the other records. Each record is looked at here,
-// and then when it is put: its memory is in no cache.
-func certsAhead(rs []journal.Record) (b certBatch, rest []journal.Record) {
-	for i, r := range rs[:min(putBatch, len(rs))] {
-		var l life
-		if r.Kind() != kindCert || !r.Fields(&l.notBefore, &l.notAfter) {
-			break // one that is deleted has no fields
-		}
-		if i == 0 {
-			b.names, b.lives = make([]string, 0, putBatch), make([]life, 0, putBatch)
-		}
-		b.names, b.lives = append(b.names, r.Name()), append(b.lives, l)
-	}
-	b.records = rs[:len(b.lives)]
-	return b, rs[len(b.lives):]
-}
-
 // A taking takes over certificates of which there may be millions. While the
 // records of some are put another goroutine looks up the hosts of the next.
 type taking struct {
@@ -408,6 +390,29 @@ type taking struct {
 	lives   []life           // of the records that are being put
 	losers  []journal.Record // what we have outlives these
 	inUse   []*host          // whose certificates clients were given before
+
+	names []string // these two to be used again
+	spare []life
+}
+
+// next returns the certificates that records begin with, up to as many as are
+// taken over in one go, and the other records. Each record is looked at here, and
+// then when it is put: its memory is in no cache.
+func (t *taking) next(rs []journal.Record) (b certBatch, rest []journal.Record) {
+	b.names, b.lives = t.names[:0], t.spare[:0]
+	for _, r := range rs[:min(putBatch, len(rs))] {
+		var l life
+		if r.Kind() != kindCert || !r.Fields(&l.notBefore, &l.notAfter) {
+			break // one that is deleted has no fields
+		}
+		b.names, b.lives = append(b.names, r.Name()), append(b.lives, l)
+	}
+	n := len(b.lives)
+	if t.names = b.names; n > 0 {
+		t.spare = nil
+	}
+	b.records = rs[:n]
+	return b, rs[n:]
 }
 
 // take takes over those that outlive ours. It has b's memory hold what it keeps.
@@ -430,11 +435,16 @@ func (t *taking) take(b certBatch) {
 	t.begin(records, lives)
 }
 
-// begin puts records, after those before.
+// begin puts records, after those before. A few are not worth a goroutine.
 func (t *taking) begin(records []journal.Record, lives []life) {
 	t.settle()
 	t.lives = lives
-	t.putting.Go(func() { t.put(records...) })
+	switch n := len(records); {
+	case n > putBatch/10:
+		t.putting.Go(func() { t.put(records...) })
+	case n > 0:
+		t.put(records...)
+	}
 }
 
 // settle returns when all that was begun is done.
@@ -447,7 +457,9 @@ func (t *taking) settle() {
 		}
 		t.m.applyCertLocked(l)
 	}
-	t.lives = nil
+	if n := len(t.lives); n > 0 {
+		t.spare, t.lives = t.lives[:0:n], nil // what is behind them may be another's
+	}
 }
 
 // end settles it, and forgets the hosts that there are for losers only.
@@ -588,7 +600,7 @@ func (m *Manager) merge(records []journal.Record) {
 	t := &taking{m: m, put: m.log.Adopt}
 	for len(records) > 0 {
 		var certs certBatch
-		if certs, records = certsAhead(records); len(certs.records) > 0 {
+		if certs, records = t.next(records); len(certs.records) > 0 {
 			t.take(certs)
 			continue
 		}
@@ -795,6 +807,9 @@ func (m *Manager) applyLocked(r journal.Record) {
 	case kindHosts:
 		m.listed = !r.Deleted()
 	case kindBackoff:
+		if r.Deleted() && m.hosts.Get(name) == nil {
+			return
+		}
 		t := new(trouble)
 		if !decode(t) {
 			t = nil
@@ -802,6 +817,9 @@ func (m *Manager) applyLocked(r journal.Record) {
 		m.hostLocked(name).trouble = t
 		m.requeueLocked(m.hostLocked(name))
 	case kindCert:
+		if r.Deleted() && m.hosts.Get(name) == nil {
+			return
+		}
 		l := life{host: m.hostLocked(name)}
 		r.Fields(&l.notBefore, &l.notAfter) // none if it is deleted
 		m.applyCertLocked(l)

@@ -339,15 +339,18 @@ func (m *Manager) relistLocked() {
 		m.onlyAddr = ""
 	}
 	m.strict.Store(m.listed && !m.closed)
+	for _, h := range hosts {
+		if !h.listed {
+			h.listed = true
+			m.requeueLocked(h)
+		}
+	}
 	if stay < m.onList {
 		m.unlistLocked()
 	}
 	m.onList = len(hosts)
 	for _, h := range hosts {
-		if h.read = false; !h.listed {
-			h.listed = true
-			m.requeueLocked(h)
-		}
+		h.read = false
 	}
 }
 

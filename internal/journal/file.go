@@ -268,7 +268,7 @@ func (fl *file) read() (found *set, damaged int, err error) {
 		for _, r := range p.records {
 			found.push(r)
 		}
-		if found.read == 0 && p.size < size {
+		if found.read == 0 && 0 < p.size && p.size < size {
 			found.reserve(int(float64(found.places) * float64(size) / float64(p.size)))
 		}
 		found.read += p.size
