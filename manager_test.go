@@ -3221,15 +3221,19 @@ func TestUnmarshalOfMixedKinds(t *testing.T) {
 			b.WriteString(string(journal.Format("ari", r.Name(), nil, []byte(`{"id":"x"}`))) + "\n")
 		}
 	}
-	m := offline(t)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	if err := m.Unmarshal(b.String()); err != nil {
-		t.Fatal(err)
+	m, least := (*letsencrypt.Manager)(nil), uint64(math.MaxUint64)
+	for range 3 { // what else runs may allocate, too
+		m = offline(t)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if err := m.Unmarshal(b.String()); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		least = min(least, (after.TotalAlloc-before.TotalAlloc)/n)
 	}
-	runtime.ReadMemStats(&after)
-	if per := (after.TotalAlloc - before.TotalAlloc) / n; per > 5000 {
-		t.Errorf("Unmarshal allocates %d bytes a host, want 5000 at most", per)
+	if least > 5000 {
+		t.Errorf("Unmarshal allocates %d bytes a host, want 5000 at most", least)
 	}
 	for i := range n {
 		if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: fmt.Sprintf("h%d.example.com", i)}); err != nil {
