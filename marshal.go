@@ -328,15 +328,7 @@ func (m *Manager) Unmarshal(enc string) error {
 	m.hosts.Grow(len(records))
 	m.log.Grow(len(records))
 	m.hereLocked(func() { // Storage gets what it lacks when we look there
-		for len(records) > 0 {
-			var certs certBatch
-			if certs, records = t.next(records); len(certs.records) > 0 {
-				t.take(certs)
-				continue
-			}
-			t.settle()
-			r := records[0]
-			records = records[1:]
+		t.all(records, func(r journal.Record) {
 			switch r.Kind() {
 			case kindAccount:
 				delete(gone, r.Name())
@@ -347,8 +339,7 @@ func (m *Manager) Unmarshal(enc string) error {
 				t.put(r)
 				m.applyLocked(r)
 			}
-		}
-		t.end()
+		})
 		for _, r := range gone {
 			m.setLocked(r)
 		}
@@ -393,6 +384,28 @@ type taking struct {
 
 	names []string // these two to be used again
 	spare []life
+}
+
+// all takes over the certificates among records, and calls other for each that is
+// none, when what stands before it is done. Hosts that there are for losers only
+// are forgotten in the end.
+func (t *taking) all(records []journal.Record, other func(journal.Record)) {
+	for len(records) > 0 {
+		var certs certBatch
+		if certs, records = t.next(records); len(certs.records) > 0 {
+			t.take(certs)
+			continue
+		}
+		t.settle()
+		other(records[0])
+		records = records[1:]
+	}
+	t.settle()
+	for _, r := range t.losers {
+		if r.Kind() == kindCert {
+			t.m.tidyLocked(t.m.hostLocked(r.Name()))
+		}
+	}
 }
 
 // next returns the certificates that records begin with, up to as many as are
@@ -459,16 +472,6 @@ func (t *taking) settle() {
 	}
 	if n := len(t.lives); n > 0 {
 		t.spare, t.lives = t.lives[:0:n], nil // what is behind them may be another's
-	}
-}
-
-// end settles it, and forgets the hosts that there are for losers only.
-func (t *taking) end() {
-	t.settle()
-	for _, r := range t.losers {
-		if r.Kind() == kindCert {
-			t.m.tidyLocked(t.m.hostLocked(r.Name()))
-		}
 	}
 }
 
@@ -598,15 +601,7 @@ func (m *Manager) merge(records []journal.Record) {
 	defer m.mu.Unlock()
 	relist := false
 	t := &taking{m: m, put: m.log.Adopt}
-	for len(records) > 0 {
-		var certs certBatch
-		if certs, records = t.next(records); len(certs.records) > 0 {
-			t.take(certs)
-			continue
-		}
-		t.settle()
-		r := records[0]
-		records = records[1:]
+	t.all(records, func(r journal.Record) {
 		if err := check(r); err != nil {
 			m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the cache file: %w", err)})
 		} else if m.winsLocked(r) {
@@ -616,8 +611,7 @@ func (m *Manager) merge(records []journal.Record) {
 		} else {
 			t.losers = append(t.losers, r)
 		}
-	}
-	t.end()
+	})
 	for _, r := range t.losers {
 		if ours, ok := m.log.Get(r.Kind(), r.Name()); ok && ours != r {
 			m.seq, m.dirty = m.log.Put(ours), true
