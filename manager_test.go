@@ -3333,7 +3333,7 @@ func TestChainsBehindCertificates(t *testing.T) {
 		shutdown(t, o)
 		enc := o.Marshal()
 		var b strings.Builder
-		for i := range 1000 {
+		for i := range 6000 { // more than are read from a file in one go
 			b.WriteString(string(journal.Format("cert", fmt.Sprintf("b%d.example.com", i), []int64{time.Now().Unix(), time.Now().Add(90 * day).Unix()}, []byte("{}"))) + "\n")
 		}
 		at := strings.Index(enc, "\nchain ") + 1
@@ -3353,6 +3353,37 @@ func TestChainsBehindCertificates(t *testing.T) {
 		}
 		wantCount(t, ca, "newOrder", 2)
 	})
+}
+
+// TestChainThatComesLater has a client ask while the chain of its host's certificate
+// is still to be read.
+func TestChainThatComesLater(t *testing.T) {
+	const header = "letsencrypt 1\n"
+	records, _, err := journal.Split(blobOf(t, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, others := header, header
+	for _, r := range records {
+		if r.Kind() == "chain" {
+			chain += string(r) + "\n"
+		} else {
+			others += string(r) + "\n"
+		}
+	}
+	m, hello := offline(t), &tls.ClientHelloInfo{ServerName: "h0.example.com"}
+	if err := m.Unmarshal(others); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.GetCertificate(hello); err == nil {
+		t.Fatal("GetCertificate without the chain succeeds")
+	}
+	if err := m.Unmarshal(chain); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.GetCertificate(hello); err != nil {
+		t.Errorf("GetCertificate with the chain: %v", err)
+	}
 }
 
 func BenchmarkGetCertificate(b *testing.B) {
