@@ -105,13 +105,17 @@ func main() {
 		os.Exit(2)
 	}
 	var results []result
+	failed := false
 	each := func(res result) {
 		results = append(results, res)
-		if *asJSON {
-			json.NewEncoder(os.Stdout).Encode(res)
+		if !*asJSON {
+			return
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(res); err != nil { // a ratio to nothing, perhaps
+			fmt.Fprintf(os.Stderr, "\r\x1b[K%s %s: %v\n", res.Figure, count(res.N), err)
+			failed = true
 		}
 	}
-	failed := false
 	for len(chosen) > 0 {
 		f, n := chosen[0], 1
 		if *here {

@@ -50,7 +50,6 @@ func TestPlatformsNotices(t *testing.T) {
 // A listed package is what go list tells of it.
 type listed struct {
 	ImportPath string
-	Name       string
 	Dir        string
 	GoFiles    []string
 	ImportMap  map[string]string
@@ -60,7 +59,7 @@ type listed struct {
 // typeErrors returns the errors in packages of the root module on a platform.
 func typeErrors(platform, packages string) (errs []error, err error) {
 	goos, goarch, _ := strings.Cut(platform, "/")
-	cmd := exec.Command("go", "list", "-test", "-deps", "-json=ImportPath,Name,Dir,GoFiles,ImportMap,Module", packages)
+	cmd := exec.Command("go", "list", "-test", "-deps", "-json=ImportPath,Dir,GoFiles,ImportMap,Module", packages)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+goarch)
 	out, err := cmd.StdoutPipe()
