@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 )
 
 // A table is split into shards by the top bits of the hash, so that the pause
@@ -48,12 +49,17 @@ type slot[V any] struct {
 
 // Get returns the value of name, nil if it has none.
 func (t *Table[V]) Get(name string) *V {
-	return get(t, maphash.String(seed, name)|1, name)
+	hash := maphash.String(seed, name) | 1
+	slots := t.shards[shardOf(hash)].Load()
+	if slots == nil {
+		return nil
+	}
+	return find(*slots, hash, name).value.Load()
 }
 
 // GetBytes is Get for a name that is in a buffer.
 func (t *Table[V]) GetBytes(name []byte) *V {
-	return get(t, maphash.Bytes(seed, name)|1, name)
+	return t.Get(unsafe.String(unsafe.SliceData(name), len(name)))
 }
 
 // GetAll returns the values of names, nil for each that has none. A name of many
@@ -71,7 +77,9 @@ func (t *Table[V]) GetAll(names []string) []*V {
 			t.touch(hashes[i])
 		}
 		for i, name := range some {
-			values[at+i] = get(t, hashes[i], name)
+			if slots := t.shards[shardOf(hashes[i])].Load(); slots != nil {
+				values[at+i] = find(*slots, hashes[i], name).value.Load()
+			}
 		}
 	}
 	return values
@@ -84,23 +92,15 @@ func (t *Table[V]) touch(hash uint64) {
 	}
 }
 
-func get[V any, K string | []byte](t *Table[V], hash uint64, name K) *V {
-	slots := t.shards[shardOf(hash)].Load()
-	if slots == nil {
-		return nil
-	}
-	return find(*slots, hash, name).value.Load()
-}
-
 func shardOf(hash uint64) int { return int(hash >> (64 - shardBits)) }
 
 // find returns the slot that has name or, if none has, the free slot in which
 // a search for name ends.
-func find[V any, K string | []byte](slots []slot[V], hash uint64, name K) *slot[V] {
+func find[V any](slots []slot[V], hash uint64, name string) *slot[V] {
 	for i := home(hash, len(slots)); ; {
 		s := &slots[i]
 		h := s.hash.Load()
-		if h == 0 || h == hash && s.name == string(name) {
+		if h == 0 || h == hash && s.name == name {
 			return s
 		}
 		if i++; i == len(slots) {
