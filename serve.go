@@ -76,7 +76,7 @@ func (m *Manager) helloName(hello *tls.ClientHelloInfo) (string, error) {
 // the list. Otherwise it returns neither, and the name as it would be kept unless it
 // is a host's, or no name.
 func (m *Manager) atOnce(name string) (leaf *tls.Certificate, canonical string, err error) {
-	if m.own.Any() {
+	if m.own.Covers(name) {
 		return nil, "", nil
 	}
 	h := m.hosts.Get(name)

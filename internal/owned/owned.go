@@ -3,6 +3,7 @@
 package owned
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -76,8 +77,25 @@ func matches(leaf *x509.Certificate, key crypto.PrivateKey) error {
 	return nil
 }
 
-// Any reports whether there is any certificate.
-func (s *Set) Any() bool { return s.any.Load() }
+// Covers reports whether there is a certificate for a name in any spelling.
+func (s *Set) Covers(name string) bool { return s.any.Load() && s.covers(name) }
+
+func (s *Set) covers(name string) bool {
+	var buf [hostname.MaxLen]byte
+	b, err := hostname.AppendCanonical(buf[:0], name)
+	if err != nil {
+		return false
+	}
+	if s.byName.GetBytes(b) != nil {
+		return true
+	}
+	dot := bytes.IndexByte(b, '.')
+	if dot <= 0 {
+		return false
+	}
+	b[dot-1] = '*'
+	return s.byName.GetBytes(b[dot-1:]) != nil
+}
 
 // Get returns the certificate for a canonical name: its own, or that of the
 // wildcard above it. It is nil if there is none.

@@ -63,6 +63,11 @@ func add(t *testing.T, s *Set, cert tls.Certificate) []string {
 // nothing if that is the zero Certificate.
 func wantServed(t *testing.T, s *Set, name string, want tls.Certificate) {
 	t.Helper()
+	for _, spelled := range []string{name, strings.ToUpper(name)} {
+		if got, want := s.Covers(spelled), want.Certificate != nil; got != want {
+			t.Errorf("Covers(%q) = %t, want %t", spelled, got, want)
+		}
+	}
 	got := s.Get(name)
 	if got == nil && want.Certificate == nil {
 		return
@@ -163,7 +168,7 @@ func TestAddRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("Add of %s = %v, want an error with %q", tt.name, err, tt.want)
 		}
-		if s.Any() {
+		if len(s.Certificates()) > 0 {
 			t.Errorf("Add of %s adds it", tt.name)
 		}
 	}
@@ -208,8 +213,8 @@ func TestExpire(t *testing.T) {
 		{4 * time.Hour, nil, false},
 	} {
 		got := s.Expire(now.Add(tt.after))
-		if slices.Sort(got); !slices.Equal(got, tt.want) || s.Any() != tt.any {
-			t.Errorf("Expire after %v = %q, and Any = %v, want %q and %v", tt.after, got, s.Any(), tt.want, tt.any)
+		if slices.Sort(got); !slices.Equal(got, tt.want) || s.any.Load() != tt.any {
+			t.Errorf("Expire after %v = %q, and Any = %v, want %q and %v", tt.after, got, s.any.Load(), tt.want, tt.any)
 		}
 	}
 	wantServed(t, &s, "b.example.com", tls.Certificate{})
@@ -225,8 +230,8 @@ func TestWhatWasReplacedIsNotServedAgain(t *testing.T) {
 		t.Errorf("Expire = %q, want the name", got)
 	}
 	wantServed(t, &s, "a.example.com", tls.Certificate{})
-	if got := s.Expire(now.Add(2 * time.Hour)); len(got) > 0 || s.Any() {
-		t.Errorf("Expire of what was replaced = %q, and Any = %v, want neither", got, s.Any())
+	if got := s.Expire(now.Add(2 * time.Hour)); len(got) > 0 || s.any.Load() {
+		t.Errorf("Expire of what was replaced = %q, and Any = %v, want neither", got, s.any.Load())
 	}
 }
 
@@ -260,7 +265,7 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	running.Wait()
 	s.Expire(now.Add(3 * time.Hour))
-	if s.Any() || s.Get("a.example.com") != nil {
+	if s.any.Load() || s.Get("a.example.com") != nil {
 		t.Error("something is left of what has expired")
 	}
 }

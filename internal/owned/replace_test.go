@@ -95,8 +95,8 @@ func TestReplace(t *testing.T) {
 	wantGet(t, &s, want)
 	wantCertificates(t, &s, second, other, later)
 
-	if got := s.Expire(now.Add(time.Hour)); len(got) != 5 || s.Any() {
-		t.Errorf("Expire = %q, and Any = %v, want five names and false", got, s.Any())
+	if got := s.Expire(now.Add(time.Hour)); len(got) != 5 || s.any.Load() {
+		t.Errorf("Expire = %q, and Any = %v, want five names and false", got, s.any.Load())
 	}
 	wantGet(t, &s, map[string]*tls.Certificate{"a.example.com": nil, "b.example.com": nil, "x.c.example.com": nil})
 }
@@ -105,7 +105,7 @@ func TestReplaceWhatIsNotThere(t *testing.T) {
 	var s Set
 	cert := newCert(t, time.Hour, "a.example.com")
 	stranger := stapled(&cert, "it was never added")
-	if s.Replace(stranger, stranger) || s.Any() {
+	if s.Replace(stranger, stranger) || s.any.Load() {
 		t.Errorf("Replace in an empty set = true, or adds it")
 	}
 	gone := mustAdd(t, &s, newCert(t, time.Hour, "a.example.com"))
@@ -122,7 +122,7 @@ func TestReplaceWhatIsNotThere(t *testing.T) {
 	wantGet(t, &s, map[string]*tls.Certificate{"a.example.com": later})
 	wantCertificates(t, &s, later)
 	s.Expire(now.Add(2 * time.Hour))
-	if s.Replace(later, stapled(later, "new")) || s.Any() || s.Get("a.example.com") != nil {
+	if s.Replace(later, stapled(later, "new")) || s.any.Load() || s.Get("a.example.com") != nil {
 		t.Error("Replace of what has expired = true, or brings it back")
 	}
 }
