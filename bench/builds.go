@@ -70,7 +70,7 @@ func measureBinaries(r *run) (values, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder, err := os.MkdirTemp("", "letsencrypt-bench-")
+	folder, err := os.MkdirTemp("", "build-")
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -36,12 +37,12 @@ func self() string {
 
 // apart measures figures in a process of this program, and calls each for what
 // comes out.
-func apart(figures []*figure, each func(result), flags ...string) error {
+func apart(ctx context.Context, figures []*figure, each func(result), flags ...string) error {
 	var names []string
 	for _, f := range figures {
 		names = append(names, f.name)
 	}
-	cmd := exec.Command(self(), append(flags, "-here", "-json", "-figure", strings.Join(names, ","))...)
+	cmd := exec.CommandContext(ctx, self(), append(flags, "-here", "-json", "-figure", strings.Join(names, ","))...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -1,18 +1,23 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strings"
 )
 
-// diskFolder makes a folder on a disk, as the one for temporary files may be
-// memory.
-func diskFolder() (string, error) {
+// workFolder makes a folder for all temporary files of this process and of those
+// that it starts. It is on a disk, as the usual one may be memory.
+func workFolder() (string, error) {
 	parent := "/var/tmp"
 	if _, err := os.Stat(parent); err != nil {
 		parent = os.TempDir()
 	}
-	return os.MkdirTemp(parent, "letsencrypt-bench-")
+	folder, err := os.MkdirTemp(parent, "letsencrypt-bench-")
+	if err == nil {
+		err = errors.Join(os.Setenv("TMPDIR", folder), os.Setenv("TMP", folder)) // Windows has the latter
+	}
+	return folder, err
 }
 
 // fileSystem returns the kind of file system that a folder is on, "" where that

@@ -94,7 +94,7 @@ func heapOf(who string, n int, visited bool) ([]float64, error) {
 }
 
 func heapFromFile(n int) ([]float64, error) {
-	dir, err := os.MkdirTemp("", "bench")
+	dir, err := os.MkdirTemp("", "heap-")
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ var lookups = []*figure{
 		run: runLookup,
 	},
 	{
-		name: "lookup2", about: "the same on two cores", unit: "x of one",
+		name: "lookup2", about: "GetCertificate on two cores", unit: "x of one",
 		sizes: []int{100_000}, target: "1.9x of one",
 		met: func(v values) bool { return v[ours] >= 1.9 },
 		run: runLookup2,

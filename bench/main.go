@@ -10,15 +10,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math"
 	"os"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -62,10 +65,35 @@ type run struct {
 
 // progress says what is being done, where a person sees it, a few times a second.
 func (r *run) progress(format string, args ...any) {
-	if !r.quick && time.Since(r.said) > time.Second/4 {
+	if time.Since(r.said) > time.Second/4 {
 		r.said = time.Now()
-		fmt.Fprintf(os.Stderr, "\r\x1b[K%s %s: %s", r.name, count(r.n), fmt.Sprintf(format, args...))
+		say("%s: %s", title(r.name, r.n), fmt.Sprintf(format, args...))
 	}
+}
+
+func title(name string, n int) string {
+	if n == 0 {
+		return name
+	}
+	return name + ", " + count(n)
+}
+
+// watched is whether a person sees what is said.
+var watched = func() bool {
+	info, err := os.Stderr.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}()
+
+// say shows a person a line in place of the one before.
+func say(format string, args ...any) {
+	if watched {
+		fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
+	}
+}
+
+func complain(format string, args ...any) {
+	say("")
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
 // note adds a remark to the result.
@@ -87,9 +115,9 @@ type result struct {
 }
 
 func main() {
-	names := flag.String("figure", "", "the figures to measure, with commas between; \"\" means all")
-	most := flag.Int("most", math.MaxInt, "measure with this many hosts at most")
-	quick := flag.Bool("quick", false, "only show that everything works")
+	names := flag.String("figure", "", "the figures to measure, with commas between; all unless given")
+	most := flag.Int("most", math.MaxInt, "measure with this many hosts at most; the targets are for all")
+	quick := flag.Bool("quick", false, "only show that everything works, with 1,000 hosts unless -most is given; the values mean nothing")
 	asJSON := flag.Bool("json", false, "print a JSON object a line in place of the table")
 	child := flag.String("child", "", "") // see inChild
 	here := flag.Bool("here", false, "")  // see apart
@@ -99,44 +127,75 @@ func main() {
 		beChild(*child)
 		return
 	}
+	if *quick && *most == math.MaxInt {
+		*most = 1000
+	}
 	chosen, err := choose(*names)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
-	var results []result
-	failed := false
-	each := func(res result) {
-		results = append(results, res)
-		if !*asJSON {
-			return
-		}
-		if err := json.NewEncoder(os.Stdout).Encode(res); err != nil { // a ratio to nothing, perhaps
-			fmt.Fprintf(os.Stderr, "\r\x1b[K%s %s: %v\n", res.Figure, count(res.N), err)
-			failed = true
-		}
+	if *here {
+		err = measureHere(chosen, *most, *quick)
+	} else {
+		err = measureApart(chosen, *most, *quick, *asJSON)
 	}
-	for len(chosen) > 0 {
-		f, n := chosen[0], 1
-		if *here {
-			err = f.measureAll(each, *most, *quick)
-		} else {
-			n = together(chosen)
-			err = apart(chosen[:n], each, "-most", fmt.Sprint(*most), fmt.Sprintf("-quick=%t", *quick))
-		}
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "\r\x1b[K%s: %v\n", f.name, err)
-			failed = true
-		}
-		chosen = chosen[n:]
-	}
-	fmt.Fprint(os.Stderr, "\r\x1b[K")
-	if !*asJSON {
-		printTable(results)
-	}
-	if failed {
+	if err != nil {
 		os.Exit(1)
 	}
+}
+
+// measureHere measures figures in this process, which another started.
+func measureHere(figures []*figure, most int, quick bool) error {
+	var errs []error
+	for _, f := range figures {
+		err := f.measureAll(printJSON, most, quick)
+		if err != nil {
+			complain("%s: %v", f.name, err)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// printJSON prints a result for machines.
+func printJSON(res result) {
+	if err := json.NewEncoder(os.Stdout).Encode(res); err != nil { // a ratio to nothing, perhaps
+		complain("%s: %v", title(res.Figure, res.N), err)
+	}
+}
+
+// measureApart measures figures in processes of their own, and leaves nothing
+// behind if it is interrupted.
+func measureApart(figures []*figure, most int, quick, asJSON bool) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	folder, err := workFolder()
+	if err != nil {
+		complain("%v", err)
+		return err
+	}
+	defer os.RemoveAll(folder)
+	var results []result
+	each := func(res result) { results = append(results, res) }
+	if asJSON {
+		each = printJSON
+	}
+	var errs []error
+	for len(figures) > 0 && ctx.Err() == nil {
+		n := together(figures)
+		err := apart(ctx, figures[:n], each, "-most", fmt.Sprint(most), fmt.Sprintf("-quick=%t", quick))
+		if err != nil {
+			complain("%s: %v", figures[0].name, err)
+		}
+		errs = append(errs, err)
+		figures = figures[n:]
+	}
+	say("")
+	if !asJSON {
+		printTable(results, !quick)
+	}
+	return errors.Join(errs...)
 }
 
 func usage() {
@@ -146,7 +205,7 @@ func usage() {
 			fmt.Fprintf(os.Stderr, "  -%-8s %s\n", f.Name, f.Usage)
 		}
 	})
-	fmt.Fprintf(os.Stderr, "\nfigures:\n")
+	fmt.Fprintf(os.Stderr, "\nAll figures take 20 minutes and 11 GB of memory.\n\nfigures:\n")
 	for _, f := range figures {
 		fmt.Fprintf(os.Stderr, "  %-12s %s\n", f.name, f.about)
 	}
@@ -221,30 +280,34 @@ func (f *figure) measure(n int, quick bool) (result, error) {
 	return res, nil
 }
 
-func printTable(results []result) {
+// printTable prints the results, and if they are to be judged whether they are
+// what they should be.
+func printTable(results []result, judged bool) {
 	fmt.Printf("%s, %d CPUs, %s\n\n", runtime.Version(), runtime.NumCPU(), time.Now().Format(time.DateOnly))
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
-	fmt.Fprintf(w, "| figure\t| N\t| %s\t| ratio\t| target\t|\n", strings.Join(contestants, "\t| "))
+	fmt.Fprintf(w, "|\t| hosts or names\t| %s\t| of the floor\t| target\t|\n", strings.Join(contestants, "\t| "))
 	fmt.Fprintf(w, "|%s\n", strings.Repeat(" ---\t|", 4+len(contestants)))
 	for _, r := range results {
-		met := ""
-		if !r.Met {
-			met = ", missed"
-		}
 		fmt.Fprintf(w, "| %s, %s\t| %s\t", r.About, r.Unit, count(r.N))
 		for _, c := range contestants {
 			fmt.Fprintf(w, "| %s\t", show(r.Values, c))
 		}
-		ratio := ""
+		ratio, target := "", ""
 		if r.Ratio > 0 {
 			ratio = fmt.Sprintf("%.2f", r.Ratio)
 		}
-		fmt.Fprintf(w, "| %s\t| %s%s\t|\n", ratio, r.Target, met)
+		switch {
+		case judged && r.Met:
+			target = r.Target
+		case judged:
+			target = r.Target + ", missed"
+		}
+		fmt.Fprintf(w, "| %s\t| %s\t|\n", ratio, target)
 	}
 	w.Flush()
 	for _, r := range results {
 		for _, note := range r.Notes {
-			fmt.Printf("\n%s, %s: %s", r.Figure, count(r.N), note)
+			fmt.Printf("\n%s: %s", title(r.About, r.N), note)
 		}
 	}
 	fmt.Println()

@@ -21,7 +21,7 @@ import (
 var orders = []*figure{
 	{
 		name:   "requests",
-		about:  "requests to the CA for a new certificate, account and ARI aside",
+		about:  "asked of the CA for a certificate, account and ARI aside",
 		unit:   "requests",
 		sizes:  []int{200},
 		target: "at most 7.2",
@@ -30,7 +30,7 @@ var orders = []*figure{
 	},
 	{
 		name:   "first",
-		about:  "first handshake to its certificate, the CA's replies aside",
+		about:  "first handshake to its certificate, less what the CA takes to reply",
 		unit:   "ms",
 		target: "at most 100",
 		met:    func(v values) bool { return v[ours] <= 100 },
@@ -77,7 +77,7 @@ func (r *run) few(n int) int {
 // withSite has f use a contestant's site, and a CA and a folder that are for it
 // alone.
 func withSite(contestant string, config pebble.Config, onDemand bool, f func(ca *pebble.Server, s *site) error) error {
-	folder, err := diskFolder()
+	folder, err := os.MkdirTemp("", "site-")
 	if err != nil {
 		return err
 	}

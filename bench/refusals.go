@@ -23,7 +23,7 @@ var strangers = &family{head: "x", tail: ".example.net"}
 
 var refusals = []*figure{
 	{
-		name: "refusal", about: "refusal of a name not on the list", unit: "ns",
+		name: "refusal", about: "refusal of a name not on a list of 1,000", unit: "ns",
 		sizes: []int{1_000_000}, target: "300 ns, no heap kept, no request",
 		met: func(v values) bool { return v[ours] <= 300 && v[oursBytes] <= 64<<10 && v[oursRequests] == 0 },
 		run: func(r *run) (values, error) { return runRefusal(r, newHello("")) },

@@ -32,7 +32,7 @@ const (
 var states = []*figure{
 	{
 		name:   "start",
-		about:  "start: CacheFile called to first handshake served",
+		about:  "start, till the first handshake is served",
 		unit:   "ms",
 		sizes:  []int{10_000, 100_000},
 		target: "at most 2x reading and checking the file",
@@ -41,7 +41,7 @@ var states = []*figure{
 	},
 	{
 		name:   "kept",
-		about:  "one more certificate kept",
+		about:  "one more certificate written and synced",
 		unit:   "μs",
 		sizes:  []int{100_000},
 		target: "at most 1.5x one write with fsync, 1.1x its bytes",
@@ -50,7 +50,7 @@ var states = []*figure{
 	},
 	{
 		name:   "compaction",
-		about:  "compaction: longest lookup or write beside one, and (floor) without",
+		about:  "longest write while the file is rewritten, and (floor) while not",
 		unit:   "ms",
 		sizes:  []int{100_000},
 		target: "at most 10 ms and one write",
@@ -77,7 +77,7 @@ var states = []*figure{
 	},
 	{
 		name:   "year",
-		about:  "choosing the renewals of a year, in CPU time",
+		about:  "choosing the renewals of a simulated year, CPU time",
 		unit:   "s",
 		sizes:  []int{1_000_000},
 		target: "at most 315,360 (1 % of a core), within the limits, nobody expires",
@@ -113,13 +113,13 @@ func (r *run) byTurns(rounds int, what ...func() (time.Duration, error)) ([]time
 
 // inFolder has f use a folder on a disk, and notes where that is.
 func (r *run) inFolder(f func(folder string) error) error {
-	folder, err := diskFolder()
+	folder, err := os.MkdirTemp("", "states-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(folder)
 	if kind := fileSystem(folder); kind != "" {
-		r.note("in %s, %s", filepath.Dir(folder), kind)
+		r.note("on %s", kind)
 	}
 	return f(folder)
 }
