@@ -121,8 +121,8 @@
 // NextProtos; otherwise HTTPHandler is needed.
 //
 // A handshake for a host that has its certificate takes no lock and waits for
-// nothing. One for a host that lacks it waits for the CA, a few seconds most
-// often and a minute at most.
+// nothing, but for the first, which reads it from the state. One for a host that
+// lacks it waits for the CA, a few seconds most often and a minute at most.
 //
 // # Compatibility
 //
@@ -175,8 +175,8 @@ const (
 //
 // Set the fields before the first use and leave them alone afterwards. First
 // use is the first call that serves, obtains or starts work; CacheFile,
-// Unmarshal, SetHosts and AddCertificate do none of that. All methods are safe
-// for concurrent use. A Manager must not be copied.
+// Unmarshal, SetHosts and AddCertificate do none of that, and use only Logger.
+// All methods are safe for concurrent use. A Manager must not be copied.
 type Manager struct {
 	CAs         []CA         // asked in order until one issues; nil means Let's Encrypt
 	Handler     http.Handler // what Serve and ServeHTTPS serve; nil means http.DefaultServeMux
@@ -232,16 +232,15 @@ type Manager struct {
 
 	once sync.Once // of begin
 
-	mu          sync.Mutex // guards what follows, up to the blank line; held for memory only
-	started     bool
-	closed      bool
-	authorities []*authority
-	hosted      // which hosts may have certificates
-	schedule    // what is due when, and what must wait
-	state       // what Marshal writes
-	keeping     // where that goes
-	sharing     // what of it other members of the fleet have
-	serving     // how clients and validations reach us
+	mu       sync.Mutex // guards what follows, up to the blank line; not held while anything is waited for
+	started  bool
+	closed   bool
+	hosted   // which hosts may have certificates
+	schedule // what is due when, and what must wait
+	state    // what Marshal writes
+	keeping  // where that goes
+	sharing  // what of it other members of the fleet have
+	serving  // how clients and validations reach us
 
 	strict  atomic.Bool // there is a list, so that a name that is not in hosts is refused unless Allow is set
 	log     journal.Log // the state as records
@@ -250,13 +249,14 @@ type Manager struct {
 	own     owned.Set   // the program's own certificates
 	answers challenge.Answers
 	others  challenge.Elsewhere // the other members' answers
-	solver  challenge.DNS
+	solver  challenge.DNS       // set by begin
 	events  event.Queue[Event]
 
-	ctx     context.Context // ends with Shutdown; the work's, not the waiters'
-	cancel  context.CancelFunc
-	poke    chan struct{}  // wakes loop
-	running sync.WaitGroup // every goroutine this Manager started
+	authorities []*authority    // the CAs; set by begin, as what follows
+	ctx         context.Context // ends with Shutdown; the work's, not the waiters'
+	cancel      context.CancelFunc
+	poke        chan struct{}  // wakes loop
+	running     sync.WaitGroup // every goroutine this Manager started
 }
 
 // A CA says where certificates come from.
@@ -468,7 +468,7 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if leaf != nil || err != nil {
 		return leaf, err
 	}
-	if name == "" {
+	if name == "" { // atOnce did not come as far as that
 		name, err = m.helloName(hello)
 	}
 	if err != nil {
@@ -587,6 +587,52 @@ func (m *Manager) Revoke(ctx context.Context, host string, reason acme.CRLReason
 	return errors.Join(err, m.finishRevocations(ctx, marked))
 }
 
+// A HostStatus is what the Manager knows of a host.
+type HostStatus struct {
+	Host      string
+	CA        string    // directory URL of the CA that issued its certificate; "" for the program's own
+	Profile   string    // of the certificate
+	Challenge string    // the type that was passed for it; "" if the CA asked for none
+	Serial    string    // of the certificate, in hexadecimal; "" if there is none; like the three above only while it is in memory
+	NotAfter  time.Time // when it expires; zero if there is none
+	Renewal   time.Time // when it is renewed; zero if it is not
+	Retry     time.Time // after a failure: there is no attempt before then
+	Err       error     // why the last attempt failed, a *HostError; nil if it did not
+}
+
+// Status returns what is known of the hosts, in their order, or of all there
+// are if none is named, sorted: those with a certificate, on the list, named to
+// Manage, or failed lately.
+func (m *Manager) Status(hosts ...string) []HostStatus {
+	var all []HostStatus
+	for _, s := range hosts {
+		name, err := hostname.Canonical(s)
+		if err != nil {
+			all = append(all, HostStatus{Host: s, Err: &HostError{Host: quote(s), Err: err}})
+			continue
+		}
+		all = append(all, m.status(name))
+	}
+	if len(hosts) > 0 {
+		return all
+	}
+	for name := range m.hosts.All() {
+		all = append(all, m.status(name))
+	}
+	m.mu.Lock()
+	for name, err := range m.badHosts {
+		all = append(all, HostStatus{Host: name, Err: err})
+	}
+	m.mu.Unlock()
+	for name := range m.own.All() {
+		if m.hosts.Get(name) == nil {
+			all = append(all, m.status(name))
+		}
+	}
+	slices.SortFunc(all, func(a, b HostStatus) int { return strings.Compare(a.Host, b.Host) })
+	return all
+}
+
 // obtain asks the CAs for a certificate, one after the other until one issues
 // or a failure is not the CA's, and puts it in place.
 func (m *Manager) obtain(f *flight) (*tls.Certificate, *failure) {
@@ -602,7 +648,7 @@ func (m *Manager) obtain(f *flight) (*tls.Certificate, *failure) {
 		if err == nil {
 			return cert, nil
 		}
-		if another := m.settle(f, a, err, failed); !another {
+		if tryNext := m.settle(f, a, err, failed); !tryNext {
 			break
 		}
 	}
@@ -658,7 +704,7 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
-	for len(s.types) > 0 && (len(errs) == 0 || m.another()) {
+	for len(s.types) > 0 && (len(errs) == 0 || m.takeAnother()) {
 		j, err := m.job(f, a, client)
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
@@ -675,56 +721,11 @@ func (m *Manager) tryChallenges(f *flight, a *authority, client *ca.Client) (*tl
 		if cert := m.theirs(f, err); cert != nil {
 			return cert, nil
 		}
-		errs = append(errs, m.orderFailed(f.host, s.typ, err.(*ca.Failure), s.late))
-		if err.(*ca.Failure).Class != ca.Validation || !s.another() {
+		failed := err.(*ca.Failure) // as Obtain says
+		errs = append(errs, m.orderFailed(f.host, s.typ, failed, s.late))
+		if failed.Class != ca.Validation || !s.dropType() {
 			break
 		}
 	}
 	return nil, errors.Join(errs...)
-}
-
-// A HostStatus is what the Manager knows of a host.
-type HostStatus struct {
-	Host      string
-	CA        string    // directory URL of the CA that issued its certificate; "" for the program's own
-	Profile   string    // of the certificate
-	Challenge string    // the type that was passed for it; "" if the CA asked for none
-	Serial    string    // of the certificate, in hexadecimal; "" if there is none; like the three above only while it is in memory
-	NotAfter  time.Time // when it expires; zero if there is none
-	Renewal   time.Time // when it is renewed; zero if it is not
-	Retry     time.Time // not before then is the host's next attempt, after a failure
-	Err       error     // why the last attempt failed, a *HostError; nil if it did not
-}
-
-// Status returns what is known of the hosts, or of all there are if none is
-// named: those with a certificate, on the list, named to Manage, or failed
-// lately. They are sorted by name.
-func (m *Manager) Status(hosts ...string) []HostStatus {
-	var all []HostStatus
-	for _, s := range hosts {
-		name, err := hostname.Canonical(s)
-		if err != nil {
-			all = append(all, HostStatus{Host: s, Err: &HostError{Host: quote(s), Err: err}})
-			continue
-		}
-		all = append(all, m.status(name))
-	}
-	if len(hosts) > 0 {
-		return all
-	}
-	for name := range m.hosts.All() {
-		all = append(all, m.status(name))
-	}
-	m.mu.Lock()
-	for name, err := range m.badHosts {
-		all = append(all, HostStatus{Host: name, Err: err})
-	}
-	m.mu.Unlock()
-	for name := range m.own.All() {
-		if m.hosts.Get(name) == nil {
-			all = append(all, m.status(name))
-		}
-	}
-	slices.SortFunc(all, func(a, b HostStatus) int { return strings.Compare(a.Host, b.Host) })
-	return all
 }

@@ -156,9 +156,9 @@ func (m *Manager) takeNowLocked(now time.Time, unseenHost bool) (retry time.Time
 	return m.takeLocked(now, unseenHost)
 }
 
-// another takes a token for another try with another type of challenge, if
+// takeAnother takes a token for another try with another type of challenge, if
 // there is one.
-func (m *Manager) another() bool {
+func (m *Manager) takeAnother() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	_, ok := m.takeNowLocked(time.Now(), false)

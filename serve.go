@@ -411,9 +411,9 @@ func (s *solving) begin() error {
 	return err
 }
 
-// another takes out the type that was tried last, and reports whether there is
+// dropType takes out the type that was tried last, and reports whether there is
 // one left to try.
-func (s *solving) another() bool {
+func (s *solving) dropType() bool {
 	i := slices.Index(s.types, s.typ)
 	if i < 0 {
 		return false
