@@ -3401,6 +3401,9 @@ func TestChainThatComesLater(t *testing.T) {
 	}
 }
 
+// What follows is about hosts that a client asked for before, 1,000 unless the name
+// says how many.
+
 func BenchmarkGetCertificate(b *testing.B) {
 	for _, n := range []int{1, 1000, 100_000} {
 		b.Run(fmt.Sprintf("hosts=%d", n), func(b *testing.B) {
@@ -3448,6 +3451,8 @@ func BenchmarkGetCertificateSpelled(b *testing.B) {
 	}
 }
 
+// BenchmarkGetCertificateBesideOwn has a certificate of the program's own, for
+// another name.
 func BenchmarkGetCertificateBesideOwn(b *testing.B) {
 	m := managerOf(b, 1000)
 	mustAdd(b, m, selfSigned(b, time.Now(), 24*time.Hour, "own.example.org"))
@@ -3461,6 +3466,8 @@ func BenchmarkGetCertificateBesideOwn(b *testing.B) {
 	}
 }
 
+// BenchmarkGetCertificateBesideUnmarshal has 10,000 hosts, all of which are read
+// again and again meanwhile. What it allocates is the reading's.
 func BenchmarkGetCertificateBesideUnmarshal(b *testing.B) {
 	m, blob := managerOf(b, 10_000), blobOf(b, 10_000)
 	hello := &tls.ClientHelloInfo{ServerName: "h5000.example.com"}
@@ -3487,6 +3494,8 @@ func BenchmarkGetCertificateBesideUnmarshal(b *testing.B) {
 	writer.Wait()
 }
 
+// BenchmarkRefusal refuses a name that is not on a list of 1,000, a validation that
+// nobody waits for, what is no name, and a new name when NewHostLimit is used up.
 func BenchmarkRefusal(b *testing.B) {
 	listed := func(b *testing.B) *letsencrypt.Manager { return managerOf(b, 1000) }
 	for _, bm := range []struct {
@@ -3514,6 +3523,8 @@ func BenchmarkRefusal(b *testing.B) {
 		})
 	}
 }
+
+// The benchmarks of the state are about 10,000 hosts.
 
 func BenchmarkMarshal(b *testing.B) {
 	m := managerOf(b, 10_000)
