@@ -151,7 +151,7 @@ func measureHere(figures []*figure, most int, quick bool) error {
 	for _, f := range figures {
 		err := f.measureAll(printJSON, most, quick)
 		if err != nil {
-			complain("%s: %v", f.name, err)
+			complain("%v", err)
 		}
 		errs = append(errs, err)
 	}
@@ -257,7 +257,7 @@ func (f *figure) measureAll(each func(result), most int, quick bool) error {
 	for _, n := range f.upTo(most) {
 		res, err := f.measure(n, quick)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", count(n), err))
+			errs = append(errs, fmt.Errorf("%s: %w", title(f.name, n), err))
 			continue
 		}
 		each(res)
