@@ -1,5 +1,10 @@
 package letsencrypt
 
+// In this file, from the top: the records that the state is made of; Marshal and
+// Unmarshal; what the members of a fleet share; CacheFile; accounts; the order for a
+// certificate and what comes of it; Status of a host; revocation; what
+// rsc.io/letsencrypt wrote.
+
 import (
 	"bytes"
 	"cmp"

@@ -1,5 +1,9 @@
 package letsencrypt
 
+// In this file, from the top: the buckets; flights, the attempts at a certificate;
+// which hosts may have one, and Allow; what a failure costs a host and a CA; the loop
+// that sees to what is due; renewal information.
+
 import (
 	"cmp"
 	"context"

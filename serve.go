@@ -1,5 +1,9 @@
 package letsencrypt
 
+// In this file, from the top: what a handshake is given; how challenges are
+// answered; certificates of the program's own; listening and HTTP; OCSP responses;
+// events and the log.
+
 import (
 	"bytes"
 	"cmp"
