@@ -6431,6 +6431,46 @@ func TestLockThatTakesTwentySeconds(t *testing.T) {
 		}
 		wg.Wait()
 		wantCount(t, f.ca, "newOrder", 2)
+		pass(20 * time.Second) // a Lock that nobody waits for any more gets there, too
+		for name := range f.shelf.locks {
+			t.Errorf("%s is locked for good", name)
+		}
+	})
+}
+
+// TestWhatAnotherStoresIsServedBeforeItsLockIsFree: the lock may be a crashed
+// holder's, and those who wait for it may be many, of whom each has it for a while.
+func TestWhatAnotherStoresIsServedBeforeItsLockIsFree(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 2, listed(host))
+		f.views[0].loose.Store(true)
+		crashed := &view{shelf: &f.shelf}
+		if err := crashed.Lock(t.Context(), "letsencrypt-host-"+host); err != nil {
+			t.Fatal(err)
+		}
+		f.views[0].setFault(func(_ context.Context, op, _ string) error {
+			if op == "unlock" {
+				return errors.New("it is not mine")
+			}
+			return nil
+		})
+		waiting := make(chan error)
+		go func() {
+			_, err := get(f.members[1], host)
+			waiting <- err
+		}()
+		pass(10 * time.Second)
+		mustGet(t, f.members[0], host)
+		began := time.Now()
+		if err := <-waiting; err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(began); d > 6*time.Second {
+			t.Errorf("a client waited %v more once there was a certificate, want 6s at most", d)
+		}
+		wantCount(t, f.ca, "newOrder", 1)
+		f.wantSame(t, host)
 	})
 }
 

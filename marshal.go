@@ -1351,16 +1351,19 @@ func (m *Manager) truerLocked(r, ours journal.Record) bool {
 
 // lock takes a lock of the fleet's, which unlock gives back. Some storages return
 // at once while another has it: they are asked again until over says that it is
-// not needed any more, or fails. Where Lock did nothing but wait the error is
-// errElsewhere.
+// not needed any more, or fails. Those that wait need not have it either, one after
+// the other or till a crashed holder's expires, if over says so before. Where Lock
+// did nothing but wait the error is errElsewhere.
 func (m *Manager) lock(ctx context.Context, name string, over func() (bool, error)) (unlock func(), err error) {
 	ctx, cancel := context.WithCancel(ctx) // some hold a lock for as long as its context lives
 	limit := time.AfterFunc(lockWait, cancel)
 	for n := 1; ; n++ {
 		began := time.Now()
+		stop := watch(ctx, over, cancel)
 		err = m.client.Lock(ctx, name)
+		needless := stop()
 		switch {
-		case err == nil && limit.Stop():
+		case err == nil && !needless && limit.Stop():
 			return func() { m.unlock(name); cancel() }, nil
 		case err == nil: // at the last moment
 			m.unlock(name)
@@ -1379,6 +1382,29 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 			return func() {}, &storageError{"taking the lock " + name, err}
 		}
 	}
+}
+
+// watch asks now and then whether it is over, and calls then if so, until stop,
+// which reports whether it was.
+func watch(ctx context.Context, over func() (bool, error), then func()) (stop func() bool) {
+	ctx, end := context.WithCancel(ctx)
+	was := make(chan bool)
+	go func() {
+		for n := 1; ; n++ {
+			select {
+			case <-time.After(backoff(n, lockFirst, lockMost)):
+			case <-ctx.Done():
+				was <- false
+				return
+			}
+			if done, _ := over(); done { // if it can't be told Lock goes on waiting
+				then()
+				was <- true
+				return
+			}
+		}
+	}()
+	return func() bool { end(); return <-was }
 }
 
 // unlock gives a lock back. If that failed with the whole storage it is tried again:
