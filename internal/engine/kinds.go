@@ -101,7 +101,7 @@ func Etcd(tb testing.TB) *Server {
 		name: "etcd",
 		args: func(s *Server) []string {
 			client, peer := "http://"+s.Addr, "http://"+peer
-			return []string{"--data-dir", filepath.Join(s.dir, "data"), "--logger", "zap",
+			return []string{"--data-dir", filepath.Join(s.dir, "data"), "--logger", "zap", "--log-level", "warn",
 				"--listen-client-urls", client, "--advertise-client-urls", client,
 				"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default=" + peer}
 		},

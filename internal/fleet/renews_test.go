@@ -109,7 +109,7 @@ func (f *fleet) load(span time.Duration) (visits int64) {
 					host := f.hosts[i]
 					count.Add(1)
 					if err := f.comeBy(host); err != nil && failed.Add(1) < 10 {
-						f.t.Errorf("%s: %v", host, err)
+						f.t.Errorf("%s: %v; the CA's trail:\n%s", host, err, f.trail.about(host, nil))
 					}
 					<-tick.C
 				}
