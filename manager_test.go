@@ -6121,6 +6121,34 @@ func TestFleetSharesRenewalInformation(t *testing.T) {
 	})
 }
 
+// TestMomentOfAnotherMembersIsKnownBeforeALock: of certificates so short-lived that
+// they are due by our own schedule before we look what the others know of them.
+func TestMomentOfAnotherMembersIsKnownBeforeALock(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f := newFleet(t, 8, listed(host))
+		f.ca.Change(func(c *catest.Config) {
+			c.Lifetime = 10 * time.Minute
+			c.ARI = func(leaf *x509.Certificate) catest.Window {
+				return catest.Window{Start: leaf.NotBefore.Add(7 * time.Minute), End: leaf.NotBefore.Add(7*time.Minute + 10*time.Second)}
+			}
+		})
+		leaf := mustGet(t, f.members[0], host)
+		for _, m := range f.members {
+			mustGet(t, m, host)
+		}
+		before := f.shelf.count("lock letsencrypt-host-" + host)
+		pass(time.Until(leaf.NotBefore.Add(6 * time.Minute)))
+		if n := f.shelf.count("lock letsencrypt-host-"+host) - before; n > 0 {
+			t.Errorf("%d locks to find that it is not yet the moment, want 0", n)
+		}
+		pass(3 * time.Minute)
+		if n := len(f.ca.Issued(host)); n != 2 {
+			t.Errorf("%d certificates after the moment, want 2", n)
+		}
+	})
+}
+
 func TestValidationReachesAnyMember(t *testing.T) {
 	for _, kind := range []string{"tls-alpn-01", "http-01"} {
 		t.Run(kind, func(t *testing.T) {

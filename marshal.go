@@ -839,7 +839,7 @@ func (m *Manager) applyLocked(r journal.Record) {
 		if rec.Moment.After(time.Unix(h.notBefore, 0)) && rec.Moment.Before(h.expiry()) {
 			moment, spread := rec.Moment.UnixNano(), time.Duration(0)
 			if m.Storage != nil { // lest all members come at once
-				spread = min(fleetSpread, h.expiry().Sub(rec.Moment)/20)
+				spread = min(fleetSpread, h.expiry().Sub(rec.Moment)/4)
 			}
 			if h.renewal < moment || h.renewal > moment+int64(spread) {
 				h.renewal = moment + int64(mathrand.N(spread+1))
@@ -1384,15 +1384,15 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 	}
 }
 
-// watch asks now and then whether it is over, and calls then if so, until stop,
+// watch asks every second whether it is over, and calls then if so, until stop,
 // which reports whether it was.
 func watch(ctx context.Context, over func() (bool, error), then func()) (stop func() bool) {
 	ctx, end := context.WithCancel(ctx)
 	was := make(chan bool)
 	go func() {
-		for n := 1; ; n++ {
+		for {
 			select {
-			case <-time.After(backoff(n, lockFirst, lockMost)):
+			case <-time.After(lockLook):
 			case <-ctx.Done():
 				was <- false
 				return
@@ -1445,7 +1445,8 @@ func (m *Manager) alone(f *flight) (release func(), err error) {
 		err = m.flushHost(host) // what could not be stored before
 	}
 	for _, kind := range []string{kindCert, kindOrder, kindBackoff, kindMoment} {
-		if err == nil {
+		_, known := m.log.Get(kind, host)
+		if err == nil && (known || m.overtaken(f) == nil) { // else the next has waited long enough
 			err = m.pull(m.ctx, kind, host)
 		}
 	}
