@@ -6993,15 +6993,25 @@ func TestRevocationWaitsThoughTheHostIsOutOfMemory(t *testing.T) {
 	})
 }
 
+// stapledFleet returns a fleet whose members want must-staple certificates, and the
+// OCSP responder as each of them sees it.
+func stapledFleet(t *testing.T, n int, host string) (*fleet, []*responder) {
+	f := newFleet(t, n, listed(host))
+	f.ca.OCSPServer = "http://ocsp.test"
+	var responders []*responder
+	for _, m := range f.members {
+		r := &responder{ca: f.ca, life: 4 * day}
+		m.MustStaple = true
+		m.CAs[0].Client = &http.Client{Transport: r}
+		responders = append(responders, r)
+	}
+	return f, responders
+}
+
 func TestMustStapleIsStapledAtEveryMember(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const host = "a.example.com"
-		f := newFleet(t, 2, listed(host))
-		f.ca.OCSPServer = "http://ocsp.test"
-		for _, m := range f.members {
-			m.MustStaple = true
-			m.CAs[0].Client = &http.Client{Transport: &responder{ca: f.ca, life: 4 * day}}
-		}
+		f, _ := stapledFleet(t, 2, host)
 		for i, m := range f.members {
 			if stapleOf(t, m, host) == nil {
 				t.Errorf("the first client of member %d gets no staple", i)
@@ -7018,6 +7028,57 @@ func TestMustStapleIsStapledAtEveryMember(t *testing.T) {
 			}
 		}
 		if leaf := f.wantSame(t, host); leaf.Equal(old) {
+			t.Error("nothing took the place of the old one")
+		}
+	})
+}
+
+// TestMustStapleIsStapledBeforeItsMemberStoresTheStaple is of a client of another
+// member, which finds the certificate in the storage while the one that obtained it
+// asks for its staple.
+func TestMustStapleIsStapledBeforeItsMemberStoresTheStaple(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f, responders := stapledFleet(t, 2, host)
+		responders[0].set(func(_ *big.Int, good []byte) ([]byte, error) {
+			time.Sleep(5 * time.Second)
+			return good, nil
+		})
+		go f.members[0].Manage(t.Context(), host)
+		for f.shelf.get("letsencrypt/cert/"+host) == nil {
+			pass(10 * time.Millisecond)
+		}
+		if stapleOf(t, f.members[1], host) == nil {
+			t.Error("the first client of the other member gets no staple")
+		}
+		pass(time.Minute)
+		f.wantSame(t, host)
+		if n := responders[1].times(); n != 1 {
+			t.Errorf("the responder was asked %d times, want once", n)
+		}
+	})
+}
+
+// TestMustStapleIsStapledThoughItsPredecessorIsNotInUse: whether it is good for
+// clients meanwhile is not known before it is read from the state.
+func TestMustStapleIsStapledThoughItsPredecessorIsNotInUse(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const host = "a.example.com"
+		f, responders := stapledFleet(t, 2, host)
+		old := mustGet(t, f.members[0], host)
+		if err := f.members[1].Unmarshal(f.members[0].Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		responders[0].set(down)
+		pass(time.Minute)
+		if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		pass(7 * time.Hour) // the other member has looked
+		if stapleOf(t, f.members[1], host) == nil {
+			t.Error("the first client of the other member gets no staple")
+		}
+		if leaf := mustGet(t, f.members[1], host); leaf.Equal(old) {
 			t.Error("nothing took the place of the old one")
 		}
 	})

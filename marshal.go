@@ -1186,6 +1186,7 @@ func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err e
 	}
 	err = m.outage(ctx, err)
 	bare := m.bare(ctx, name, records)
+	m.firstStaple(ctx, bare)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if ctx.Err() != nil {
@@ -1195,6 +1196,9 @@ func (m *Manager) find(ctx context.Context, kind, name string) (same bool, err e
 	}
 	if _, newer := m.unstored[key]; err == nil && !newer {
 		old, until := m.servedLocked(name)
+		if bare != nil && bare.last != nil && m.takesLocked(records[len(records)-1]) {
+			m.putStapleLocked(bare) // first, for a client may come for the certificate now
+		}
 		m.adoptLocked(kind, name, records)
 		m.waitLocked(bare, old, until)
 	}
@@ -1236,6 +1240,25 @@ func (m *Manager) bare(ctx context.Context, name string, records []journal.Recor
 	return s
 }
 
+// firstStaple has a certificate that is bare stapled, if clients are not given its
+// predecessor meanwhile. The member that obtained it may be about to store one.
+func (m *Manager) firstStaple(ctx context.Context, s *stapled) {
+	if s == nil {
+		return
+	}
+	m.mu.Lock()
+	old, until := m.servedLocked(s.host.name)
+	m.mu.Unlock()
+	if old != nil && time.Now().Before(until) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stapleWait)
+	defer cancel()
+	if resp, err := m.fetchStaple(ctx, s); err == nil && !resp.Revoked {
+		s.take(resp) // else it is tried again, and reported
+	}
+}
+
 // servedLocked returns the certificate that clients are given for a host, and
 // until when they may be.
 func (m *Manager) servedLocked(name string) (leaf *tls.Certificate, until time.Time) {
@@ -1253,7 +1276,7 @@ func (m *Manager) servedLocked(name string) (leaf *tls.Certificate, until time.T
 // and that is bare, has its first staple.
 func (m *Manager) waitLocked(s *stapled, old *tls.Certificate, until time.Time) {
 	now := time.Now()
-	if s == nil || old == nil || !now.Before(until) || s.host.leaf.Load() != nil {
+	if s == nil || s.last != nil || old == nil || !now.Before(until) || s.host.leaf.Load() != nil {
 		return
 	}
 	s.host.leaf.Store(old)
@@ -1300,11 +1323,11 @@ func (m *Manager) adoptLocked(kind, name string, records []journal.Record) {
 	}
 	m.hereLocked(func() {
 		for _, r := range records {
-			was, _ := m.log.Get(r.Kind(), r.Name())
+			_, known := m.log.Get(r.Kind(), r.Name())
 			switch {
-			case r.Kind() == kindChain && was == "":
+			case r.Kind() == kindChain && !known:
 				m.putLocked(r)
-			case r.Kind() == kind && was != r && m.truerLocked(r, was):
+			case r.Kind() == kind && m.takesLocked(r):
 				m.setLocked(r)
 			}
 		}
@@ -1327,6 +1350,12 @@ func (m *Manager) lackedLocked(kind, name string) {
 	case kind == kindAccount, kind == kindRegister:
 		m.unstoredLocked(r.Key(), m.seq)
 	}
+}
+
+// takesLocked reports whether a record from Storage is taken over.
+func (m *Manager) takesLocked(r journal.Record) bool {
+	ours, _ := m.log.Get(r.Kind(), r.Name())
+	return r != ours && m.truerLocked(r, ours)
 }
 
 // truerLocked reports whether a record from Storage replaces ours. Of two

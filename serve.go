@@ -1184,16 +1184,20 @@ func (m *Manager) keepStapleLocked(s *stapled, now time.Time) {
 	if s.last == nil {
 		m.forgetLocked(kindStaple, s.key)
 	} else {
-		r := record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Until: s.last.NextUpdate.Unix(), Response: s.last.DER})
-		if was, _ := m.log.Get(kindStaple, s.key); was != r {
-			m.putLocked(r)
-		}
+		m.putStapleLocked(s)
 	}
 	if s.told && s.last != nil {
 		s.told = false
 		m.reportLocked(Event{Kind: EventStaple, Host: s.name, CA: s.ca})
 	}
 	m.queueStapleLocked(s, now)
+}
+
+func (m *Manager) putStapleLocked(s *stapled) {
+	r := record(kindStaple, s.key, stapleRecord{Leaf: leafHash(s.base.Certificate[0]), Until: s.last.NextUpdate.Unix(), Response: s.last.DER})
+	if was, _ := m.log.Get(kindStaple, s.key); was != r {
+		m.putLocked(r)
+	}
 }
 
 // bareLocked says, once, that a certificate has no staple.
