@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,7 +38,7 @@ func self() string {
 
 // apart measures figures in a process of this program, and calls each for what
 // comes out.
-func apart(ctx context.Context, figures []*figure, each func(result), flags ...string) error {
+func apart(ctx context.Context, figures []*figure, each func(result) error, flags ...string) error {
 	var names []string
 	for _, f := range figures {
 		names = append(names, f.name)
@@ -51,12 +52,13 @@ func apart(ctx context.Context, figures []*figure, each func(result), flags ...s
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	var errs []error
 	for d := json.NewDecoder(out); ; {
 		var res result
 		if d.Decode(&res) != nil {
-			return cmd.Wait() // which tells why there is no more
+			return errors.Join(append(errs, cmd.Wait())...) // the last tells why there is no more
 		}
-		each(res)
+		errs = append(errs, each(res))
 	}
 }
 

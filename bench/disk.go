@@ -14,10 +14,13 @@ func workFolder() (string, error) {
 		parent = os.TempDir()
 	}
 	folder, err := os.MkdirTemp(parent, "letsencrypt-bench-")
-	if err == nil {
-		err = errors.Join(os.Setenv("TMPDIR", folder), os.Setenv("TMP", folder)) // Windows has the latter
+	if err != nil {
+		return "", err
 	}
-	return folder, err
+	if err := errors.Join(os.Setenv("TMPDIR", folder), os.Setenv("TMP", folder)); err != nil { // Windows has the latter
+		return "", errors.Join(err, os.Remove(folder))
+	}
+	return folder, nil
 }
 
 // fileSystem returns the kind of file system that a folder is on, "" where that

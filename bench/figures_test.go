@@ -14,7 +14,7 @@ func TestFigures(t *testing.T) {
 	for _, f := range figures {
 		t.Run(f.name, func(t *testing.T) {
 			var all []result
-			if err := f.measureAll(func(res result) { all = append(all, res) }, 100, true); err != nil {
+			if err := f.measureAll(func(res result) error { all = append(all, res); return nil }, 100, true); err != nil {
 				t.Fatal(err)
 			}
 			for _, res := range all {
@@ -25,6 +25,18 @@ func TestFigures(t *testing.T) {
 		})
 	}
 	unload()
+}
+
+// TestResultThatCannotBePrinted: JSON has no ratio to nothing.
+func TestResultThatCannotBePrinted(t *testing.T) {
+	f := &figure{
+		name: "nothing",
+		met:  func(values) bool { return true },
+		run:  func(*run) (values, error) { return values{floor: 0, ours: 1}, nil },
+	}
+	if err := f.measureAll(printJSON, 100, true); err == nil {
+		t.Error("measureAll = nil, want why there is no result")
+	}
 }
 
 func TestCheckLines(t *testing.T) {

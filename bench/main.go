@@ -159,10 +159,8 @@ func measureHere(figures []*figure, most int, quick bool) error {
 }
 
 // printJSON prints a result for machines.
-func printJSON(res result) {
-	if err := json.NewEncoder(os.Stdout).Encode(res); err != nil { // a ratio to nothing, perhaps
-		complain("%s: %v", title(res.Figure, res.N), err)
-	}
+func printJSON(res result) error {
+	return json.NewEncoder(os.Stdout).Encode(res) // it fails for a ratio to nothing, say
 }
 
 // measureApart measures figures in processes of their own, and leaves nothing
@@ -177,7 +175,10 @@ func measureApart(figures []*figure, most int, quick, asJSON bool) error {
 	}
 	defer os.RemoveAll(folder)
 	var results []result
-	each := func(res result) { results = append(results, res) }
+	each := func(res result) error {
+		results = append(results, res)
+		return nil
+	}
 	if asJSON {
 		each = printJSON
 	}
@@ -191,6 +192,7 @@ func measureApart(figures []*figure, most int, quick, asJSON bool) error {
 		errs = append(errs, err)
 		figures = figures[n:]
 	}
+	errs = append(errs, ctx.Err()) // what is left was not measured
 	say("")
 	if !asJSON {
 		printTable(results, !quick)
@@ -252,15 +254,16 @@ func together(figures []*figure) int {
 
 // measureAll measures the figure with as many hosts as it is about, each number of
 // them whatever becomes of the others.
-func (f *figure) measureAll(each func(result), most int, quick bool) error {
+func (f *figure) measureAll(each func(result) error, most int, quick bool) error {
 	var errs []error
 	for _, n := range f.upTo(most) {
 		res, err := f.measure(n, quick)
+		if err == nil {
+			err = each(res)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", title(f.name, n), err))
-			continue
 		}
-		each(res)
 	}
 	return errors.Join(errs...)
 }
