@@ -113,9 +113,10 @@ func (m *Manager) spelled(name string) (h *host, canonical string) {
 	} else {
 		canonical = string(b)
 	}
-	if dot := bytes.IndexByte(b, '.'); dot > 0 && m.wild.Load() {
-		b[dot-1] = '*'
-		h = m.hosts.GetBytes(b[dot-1:])
+	if m.wild.Load() {
+		if wild, ok := hostname.WildcardInPlace(b); ok {
+			h = m.hosts.GetBytes(wild)
+		}
 	}
 	return h, canonical
 }

@@ -353,6 +353,14 @@ func TestWildcard(t *testing.T) {
 		if string(buf) != "|"+tt.want || ok != (tt.want != "") {
 			t.Errorf("AppendWildcard(|, %q) = %q, %v, want %q", tt.host, buf, ok, "|"+tt.want)
 		}
+		switch wild, _ := hostname.WildcardInPlace([]byte(tt.host)); {
+		case tt.want != "" && string(wild) != tt.want:
+			t.Errorf("WildcardInPlace(%q) = %q, want %q", tt.host, wild, tt.want)
+		case tt.want == "" && len(wild) > 0 && string(wild) != tt.host:
+			if host, err := hostname.Canonical(string(wild)); err == nil {
+				t.Errorf("WildcardInPlace(%q) = %q, which is a host", tt.host, host)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package hostname
 
 import (
+	"bytes"
 	"net/netip"
 	"strings"
 )
@@ -79,6 +80,17 @@ func AppendWildcard(dst []byte, host string) ([]byte, bool) {
 		return dst, false
 	}
 	return append(append(dst, '*'), parent...), true
+}
+
+// WildcardInPlace makes what [Wildcard] returns of a canonical name, whose bytes
+// it overwrites. Of an address it makes what no host is named.
+func WildcardInPlace(name []byte) ([]byte, bool) {
+	dot := bytes.IndexByte(name, '.')
+	if dot <= 0 {
+		return nil, false
+	}
+	name[dot-1] = '*'
+	return name[dot-1:], true
 }
 
 // cutFirst returns what a wildcard stands before to cover host: .b.c for a.b.c.

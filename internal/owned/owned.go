@@ -3,7 +3,6 @@
 package owned
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -89,12 +88,8 @@ func (s *Set) covers(name string) bool {
 	if s.byName.GetBytes(b) != nil {
 		return true
 	}
-	dot := bytes.IndexByte(b, '.')
-	if dot <= 0 {
-		return false
-	}
-	b[dot-1] = '*'
-	return s.byName.GetBytes(b[dot-1:]) != nil
+	wild, ok := hostname.WildcardInPlace(b)
+	return ok && s.byName.GetBytes(wild) != nil
 }
 
 // Get returns the certificate for a canonical name: its own, or that of the
