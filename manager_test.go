@@ -5109,6 +5109,8 @@ type responder struct {
 	hangs atomic.Bool
 
 	mu    sync.Mutex
+	now   int // questions that hang
+	most  int // of them at once
 	asked int
 	life  time.Duration
 	reply func(serial *big.Int, good []byte) (der []byte, err error) // nil: good
@@ -5138,6 +5140,8 @@ func (r *responder) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if r.hangs.Load() {
+		r.hang(+1)
+		defer r.hang(-1)
 		<-req.Context().Done()
 		return nil, req.Context().Err()
 	}
@@ -5146,6 +5150,19 @@ func (r *responder) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	return &http.Response{StatusCode: http.StatusOK, Header: make(http.Header), Body: io.NopCloser(bytes.NewReader(der)), Request: req}, nil
+}
+
+func (r *responder) hang(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now += n
+	r.most = max(r.most, r.now)
+}
+
+func (r *responder) mostAtOnce() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.most
 }
 
 func (r *responder) answer(serial *big.Int) ([]byte, error) {
@@ -6149,6 +6166,19 @@ func TestMomentOfAnotherMembersIsKnownBeforeALock(t *testing.T) {
 	})
 }
 
+func TestNoMomentIsLookedForWithoutACertificate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(20)
+		f := newFleet(t, 1, listed(hosts...))
+		if err := f.members[0].Manage(t.Context(), hosts...); err != nil {
+			t.Fatal(err)
+		}
+		if n := f.shelf.count("load ari"); n > len(hosts) {
+			t.Errorf("%d looks for the moment of %d new hosts, want %d at most, under the lock", n, len(hosts), len(hosts))
+		}
+	})
+}
+
 func TestValidationReachesAnyMember(t *testing.T) {
 	for _, kind := range []string{"tls-alpn-01", "http-01"} {
 		t.Run(kind, func(t *testing.T) {
@@ -6499,6 +6529,107 @@ func TestWhatAnotherStoresIsServedBeforeItsLockIsFree(t *testing.T) {
 		}
 		wantCount(t, f.ca, "newOrder", 1)
 		f.wantSame(t, host)
+	})
+}
+
+// TestWhoWaitsForALockLooksSparingly: for what makes it needless, and says once what
+// is wrong with that.
+func TestWhoWaitsForALockLooksSparingly(t *testing.T) {
+	const host = "a.example.com"
+	certKey := "letsencrypt/cert/" + host
+	fails := func(_ context.Context, op, key string) error {
+		if op == "load" && key == certKey {
+			return errors.New("no permission")
+		}
+		return nil
+	}
+	tests := []struct {
+		name   string
+		value  []byte // of the certificate
+		fault  func(ctx context.Context, op, key string) error
+		loads  int // of it at most, in 100 seconds
+		probes int // of the storage, at most
+		events int64
+	}{
+		{"nothing there", nil, nil, 25, 0, 0},
+		{"damaged", []byte("letsencrypt "), nil, 25, 0, 1},
+		{"fails", nil, fails, 1, 1, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var events atomic.Int64
+				f := newFleet(t, 1, func(m *letsencrypt.Manager) {
+					m.SetHosts([]string{host})
+					m.Logger = slog.New(slog.DiscardHandler)
+					m.OnEvent = func(letsencrypt.Event) { events.Add(1) }
+				})
+				crashed := &view{shelf: &f.shelf}
+				if err := crashed.Lock(t.Context(), "letsencrypt-host-"+host); err != nil {
+					t.Fatal(err)
+				}
+				if tt.value != nil {
+					crashed.Store(t.Context(), certKey, tt.value)
+				}
+				go get(f.members[0], host)
+				pass(100 * time.Millisecond)
+				f.views[0].setFault(tt.fault)
+				loads, probes := f.shelf.count("load cert"), f.shelf.count("store probe")
+				pass(100 * time.Second)
+				if n := f.shelf.count("load cert") - loads; n > tt.loads {
+					t.Errorf("%d looks for the certificate in 100s, want %d at most", n, tt.loads)
+				}
+				if n := f.shelf.count("store probe") - probes; n > tt.probes {
+					t.Errorf("%d probes of the storage in 100s, want %d at most", n, tt.probes)
+				}
+				if n := events.Load(); n != tt.events {
+					t.Errorf("%d events, want %d", n, tt.events)
+				}
+			})
+		})
+	}
+}
+
+// TestAccountThatAnotherMadeIsUsedThoughALaterLookFails: what was seen once is known.
+func TestAccountThatAnotherMadeIsUsedThoughALaterLookFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const a, b = "a.example.com", "b.example.com"
+		f := newFleet(t, 2, listed(a, b))
+		f.views[0].loose.Store(true)
+		crashed := &view{shelf: &f.shelf}
+		var once sync.Once
+		f.views[1].setFault(func(_ context.Context, op, key string) error {
+			if op == "lock" && strings.Contains(key, "account") {
+				once.Do(func() { crashed.Lock(context.Background(), key) })
+			}
+			return nil
+		})
+		waiting := make(chan error)
+		go func() {
+			_, err := get(f.members[1], a)
+			waiting <- err
+		}()
+		pass(10 * time.Second)
+		var seen atomic.Int64
+		f.views[1].setFault(func(_ context.Context, op, key string) error {
+			if op == "load" && strings.Contains(key, "/account/") && f.shelf.get(key) != nil && seen.Add(1) == 2 {
+				return errors.New("a hiccup")
+			}
+			return nil
+		})
+		f.views[0].setFault(func(_ context.Context, op, key string) error {
+			if op == "unlock" && strings.Contains(key, "account") {
+				return errors.New("it is not mine")
+			}
+			return nil
+		})
+		mustGet(t, f.members[0], b)
+		if err := <-waiting; err != nil {
+			t.Error(err)
+		}
+		if seen.Load() == 0 {
+			t.Error("the account was not seen")
+		}
 	})
 }
 
@@ -7080,6 +7211,170 @@ func TestMustStapleIsStapledThoughItsPredecessorIsNotInUse(t *testing.T) {
 		}
 		if leaf := mustGet(t, f.members[1], host); leaf.Equal(old) {
 			t.Error("nothing took the place of the old one")
+		}
+	})
+}
+
+// TestMustStapleOfAnotherMemberWaitsForItsStaple though one thing or the other does not work: its
+// predecessor is served meanwhile.
+func TestMustStapleOfAnotherMemberWaitsForItsStaple(t *testing.T) {
+	const host = "a.example.com"
+	fails := func(_ context.Context, op, key string) error {
+		if op == "load" && strings.Contains(key, "/staple/") {
+			return errors.New("no permission")
+		}
+		return nil
+	}
+	tests := []struct {
+		name   string
+		unused bool // the other member has the predecessor, and no client asked for it
+		down   bool // the responder is
+		fault  func(ctx context.Context, op, key string) error
+	}{
+		{"unused, responder down", true, true, nil},
+		{"responder down", false, true, nil},
+		{"staple can't be loaded", false, false, fails},
+		{"unused, staple can't be loaded", true, false, fails},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				f, responders := stapledFleet(t, 2, host)
+				mustGet(t, f.members[0], host)
+				if err := f.members[1].Unmarshal(f.members[0].Marshal()); err != nil {
+					t.Fatal(err)
+				}
+				if !tt.unused {
+					mustGet(t, f.members[1], host)
+				}
+				pass(time.Minute)
+				if tt.down {
+					responders[0].set(down)
+					responders[1].set(down)
+				}
+				f.views[1].setFault(tt.fault)
+				if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+					t.Fatal(err)
+				}
+				steps := []time.Duration{7 * time.Hour} // when the other member has looked
+				if !tt.unused {
+					steps = slices.Repeat([]time.Duration{time.Minute}, 7*60)
+				}
+				for _, step := range steps {
+					pass(step)
+					for i, m := range f.members {
+						if stapleOf(t, m, host) == nil {
+							t.Errorf("a client of member %d gets no staple", i)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestFirstStapleIsThere for who has a certificate, but not in use, and for who takes
+// over one whose staple can't be loaded.
+func TestFirstStapleIsThere(t *testing.T) {
+	const host = "a.example.com"
+	restore := func(t *testing.T, f *fleet) { // a backup
+		v := &view{shelf: &f.shelf}
+		cert, staple := f.shelf.get("letsencrypt/cert/"+host), f.shelf.get("letsencrypt/staple/"+host)
+		pass(time.Hour)
+		if err := f.members[0].Renew(deadline(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		if err := f.members[1].Unmarshal(f.members[0].Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		shutdown(t, f.members[0])
+		v.Store(t.Context(), "letsencrypt/cert/"+host, cert)
+		v.Store(t.Context(), "letsencrypt/staple/"+host, staple)
+		pass(7 * time.Hour)
+	}
+	late := func(t *testing.T, f *fleet) { // when the first staple is out of date
+		if err := f.members[1].Unmarshal(f.members[0].Marshal()); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * day)
+	}
+	unread := func(_ *testing.T, f *fleet) {
+		f.views[1].setFault(func(_ context.Context, op, key string) error {
+			if op == "load" && strings.Contains(key, "/staple/") {
+				return errors.New("no permission")
+			}
+			return nil
+		})
+	}
+	tests := []struct {
+		name string
+		do   func(t *testing.T, f *fleet)
+	}{
+		{"an older certificate in the storage", restore},
+		{"later than its first staple lasts", late},
+		{"can't be loaded", unread},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				f, _ := stapledFleet(t, 2, host)
+				mustGet(t, f.members[0], host)
+				pass(time.Minute)
+				tt.do(t, f)
+				if stapleOf(t, f.members[1], host) == nil {
+					t.Error("the first client of member 1 gets no staple")
+				}
+			})
+		})
+	}
+}
+
+// TestResponderThatHangsHoldsNobodyUp who wants what is only out of memory.
+func TestResponderThatHangsHoldsNobodyUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(3)
+		f, responders := stapledFleet(t, 1, hosts[0])
+		m := f.members[0]
+		m.CacheSize = 1
+		m.SetHosts(hosts)
+		responders[0].hangs.Store(true)
+		for _, host := range hosts {
+			mustGet(t, m, host)
+		}
+		pass(time.Hour)
+		for range 3 {
+			for _, host := range hosts {
+				began := time.Now()
+				mustGet(t, m, host)
+				if d := time.Since(began); d > 0 {
+					t.Errorf("a client waited %v for a certificate that the storage has", d)
+				}
+				pass(time.Minute)
+			}
+		}
+	})
+}
+
+func TestFirstStaplesAreAskedForAFewAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		hosts := hostNames(50)
+		f, responders := stapledFleet(t, 2, hosts[0])
+		for i, m := range f.members {
+			m.SetHosts(hosts)
+			responders[i].set(down)
+		}
+		if err := f.members[0].Manage(t.Context(), hosts...); err != nil {
+			t.Fatal(err)
+		}
+		responders[1].hangs.Store(true)
+		var wg sync.WaitGroup
+		for _, host := range hosts {
+			wg.Go(func() { get(f.members[1], host) })
+		}
+		wg.Wait()
+		if n := responders[1].mostAtOnce(); n != 8 {
+			t.Errorf("%d questions at once, want 8", n)
 		}
 	})
 }

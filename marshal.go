@@ -179,12 +179,13 @@ type keeping struct {
 // sharing is what of the state goes to Storage, and what comes from there. It is
 // guarded by Manager.mu.
 type sharing struct {
-	unstored map[string]lack  // records that Storage lacks, by key
-	turns    map[string]*turn // at keys that are being stored or loaded
-	adopting bool             // what is put is not for Storage: mostly it comes from there
-	client   *shared.Client   // of Storage; set by begin
-	cached   []*host          // whose certificates are in memory, and some others; if there is a CacheSize
-	hand     int              // where in it to go on looking for one to put out
+	unstored map[string]lack              // records that Storage lacks, by key
+	damaged  map[string][sha256.Size]byte // sums of what it has and can't be read, which was said, by key
+	turns    map[string]*turn             // at keys that are being stored or loaded
+	adopting bool                         // what is put is not for Storage: mostly it comes from there
+	client   *shared.Client               // of Storage; set by begin
+	cached   []*host                      // whose certificates are in memory, and some others; if there is a CacheSize
+	hand     int                          // where in it to go on looking for one to put out
 }
 
 // A lack is of a record that Storage is to have.
@@ -1154,15 +1155,23 @@ func (m *Manager) load(ctx context.Context, kind, name string) ([]journal.Record
 	for _, r := range records {
 		err = cmp.Or(err, check(r))
 	}
-	switch {
-	case err == nil:
-		return records, nil
-	case errors.Is(err, journal.ErrVersion), errors.Is(err, shared.ErrForeign):
+	if errors.Is(err, journal.ErrVersion) || errors.Is(err, shared.ErrForeign) {
 		return nil, newStorageError("loading", kind, name, err)
 	}
+	key := journal.Delete(kind, name).Key()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the storage, the %s of %s: %w", kind, name, err)})
+	if err == nil {
+		delete(m.damaged, key)
+		return records, nil
+	}
+	if sum := sha256.Sum256(value); m.damaged[key] != sum { // it may be looked at again every few seconds
+		if m.damaged == nil {
+			m.damaged = make(map[string][sha256.Size]byte)
+		}
+		m.damaged[key] = sum
+		m.reportLocked(Event{Kind: EventState, Err: fmt.Errorf("in the storage, the %s of %s: %w", kind, name, err)})
+	}
 	return nil, nil
 }
 
@@ -1213,10 +1222,15 @@ func (m *Manager) bare(ctx context.Context, name string, records []journal.Recor
 		return nil
 	}
 	r := records[len(records)-1]
+	m.mu.Lock()
 	h := m.hosts.Get(name)
-	if ours, _ := m.log.Get(kindCert, name); ours == r || h == nil || m.pull(ctx, kindStaple, name) != nil {
+	_, newer := m.unstored[r.Key()]
+	takes := h != nil && !newer && m.takesLocked(r)
+	m.mu.Unlock()
+	if !takes {
 		return nil
 	}
+	m.pull(ctx, kindStaple, name) // if it can't be told there is none
 	var rec certRecord
 	if json.Unmarshal([]byte(r.JSON()), &rec) != nil {
 		return nil
@@ -1246,10 +1260,17 @@ func (m *Manager) firstStaple(ctx context.Context, s *stapled) {
 	if s == nil {
 		return
 	}
+	if s.host.leaf.Load() == nil {
+		m.firstUse(s.host) // of the predecessor, which the state may have
+	}
 	m.mu.Lock()
 	old, until := m.servedLocked(s.host.name)
+	ask := (old == nil || !time.Now().Before(until)) && !s.host.evicted && m.staplings < maxStaplings
+	if ask {
+		m.staplings++
+	}
 	m.mu.Unlock()
-	if old != nil && time.Now().Before(until) {
+	if !ask {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, stapleWait)
@@ -1257,6 +1278,9 @@ func (m *Manager) firstStaple(ctx context.Context, s *stapled) {
 	if resp, err := m.fetchStaple(ctx, s); err == nil && !resp.Revoked {
 		s.take(resp) // else it is tried again, and reported
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.staplings--
 }
 
 // servedLocked returns the certificate that clients are given for a host, and
@@ -1390,9 +1414,14 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 		began := time.Now()
 		stop := watch(ctx, over, cancel)
 		err = m.client.Lock(ctx, name)
-		needless := stop()
-		switch {
-		case err == nil && !needless && limit.Stop():
+		switch needless := stop(); {
+		case needless:
+			limit.Stop()
+			if err == nil {
+				m.unlock(name)
+			}
+			return func() {}, nil
+		case err == nil && limit.Stop():
 			return func() { m.unlock(name); cancel() }, nil
 		case err == nil: // at the last moment
 			m.unlock(name)
@@ -1413,25 +1442,24 @@ func (m *Manager) lock(ctx context.Context, name string, over func() (bool, erro
 	}
 }
 
-// watch asks every second whether it is over, and calls then if so, until stop,
+// watch asks now and then whether it is over, and calls then if so, until stop,
 // which reports whether it was.
 func watch(ctx context.Context, over func() (bool, error), then func()) (stop func() bool) {
 	ctx, end := context.WithCancel(ctx)
 	was := make(chan bool)
 	go func() {
-		for {
+		done, err := false, error(nil)
+		for n := 1; !done && err == nil && ctx.Err() == nil; n++ {
 			select {
-			case <-time.After(lockLook):
+			case <-time.After(backoff(n, lockFirst, lockMost)):
+				done, err = over() // what can't be told now Lock waits for alone
 			case <-ctx.Done():
-				was <- false
-				return
-			}
-			if done, _ := over(); done { // if it can't be told Lock goes on waiting
-				then()
-				was <- true
-				return
 			}
 		}
+		if done {
+			then()
+		}
+		was <- done
 	}()
 	return func() bool { end(); return <-was }
 }
@@ -1503,7 +1531,7 @@ func (m *Manager) shareAccount(ctx context.Context, directory string) (release f
 	if err != nil {
 		return func() {}, err
 	}
-	if _, err := has(); err != nil {
+	if ok, err := has(); !ok && err != nil {
 		unlock()
 		return func() {}, err
 	}
@@ -1531,6 +1559,9 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 	if err != nil {
 		return time.Now().Add(lookEvery), err
 	}
+	if same && m.MustStaple && h.leaf.Load() == nil && time.Until(m.stapledUntil(h.name)) < 2*catchUpEvery {
+		m.pull(m.ctx, kindStaple, h.name) // its first client is to have one that is up to date
+	}
 	if !same {
 		m.offer(h.name)
 	}
@@ -1541,6 +1572,16 @@ func (m *Manager) catchUp(h *host) (next time.Time, err error) {
 		return time.Time{}, nil
 	}
 	return rec.Next, nil
+}
+
+// stapledUntil returns how long the staple that is kept for a host is good: till
+// 1970 if there is none.
+func (m *Manager) stapledUntil(host string) time.Time {
+	var rec stapleRecord
+	if r, ok := m.log.Get(kindStaple, host); ok {
+		json.Unmarshal([]byte(r.JSON()), &rec) // it was checked when it came in
+	}
+	return time.Unix(rec.Until, 0)
 }
 
 // recovered sees whether what was found in Storage means that it works again.

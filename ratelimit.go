@@ -56,7 +56,6 @@ const (
 	lookFirst    = 5 * time.Second        // between looks into Storage for a host that fails and that clients ask for
 	lockFirst    = 250 * time.Millisecond // after Storage first did not give a lock; doubles
 	lockMost     = 5 * time.Second
-	lockLook     = time.Second            // between looks for what makes a lock needless that is waited for
 	unlocks      = 6                      // tries to give a lock back
 	looks        = 4                      // for the certificate of another member that has finalized our order
 	writeFirst   = 5 * time.Second        // after the state could first not be written, or Storage failed otherwise; doubles
@@ -1482,7 +1481,7 @@ func (m *Manager) askFirst(f *flight) {
 		err = m.allow(m.ctx, f.host.name)
 	}
 	unread := m.pull(m.ctx, kindCert, f.host.name)
-	if unread == nil && m.overtaken(f) == nil {
+	if unread == nil && f.notAfter != 0 && m.overtaken(f) == nil {
 		unread = m.pull(m.ctx, kindMoment, f.host.name) // the CA may want it replaced later
 	}
 	if errors.Is(unread, errAway) {
