@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,7 +20,7 @@ import (
 // hosts are replaced again and again. Every client sees a verified one, and each
 // is replaced once, by one member, and no sooner than by a Manager that is alone.
 func TestFleetRenews(t *testing.T) {
-	turns := make(chan bool, sideBySide())
+	turns := make(chan bool, runtime.GOMAXPROCS(0)) // a fleet takes a core to renew all that it has in twenty seconds
 	each(t, func(t *testing.T, e engine) {
 		turns <- true
 		defer func() { <-turns }()
@@ -58,16 +57,6 @@ func TestFleetRenews(t *testing.T) {
 			}
 		}
 	})
-}
-
-// sideBySide returns how many fleets this machine can have renew in time. With
-// the race detector each takes a core.
-func sideBySide() int {
-	info, ok := debug.ReadBuildInfo()
-	if ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		return runtime.GOMAXPROCS(0)
-	}
-	return len(engines)
 }
 
 // renewedAt returns the least age at which a certificate like this is renewed.
